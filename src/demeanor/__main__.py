@@ -1,0 +1,5 @@
+"""`python -m demeanor` is `demeanor`."""
+
+from demeanor.cli import main
+
+main()

@@ -1,0 +1,135 @@
+"""What a person sees: headings, bars, tables. Results go to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from demeanor.progress import Advance, Progress
+
+if TYPE_CHECKING:
+    from demeanor.records import Comparison, Verdict
+
+NAMES = {
+    "read": "reading the pairs",
+    "before": "measuring the base model",
+    "train": "training the adapter",
+    "after": "measuring the trained model",
+    "prove": "proving",
+    "report": "writing the report",
+    "release": "merging, and comparing with the adapter",
+}
+
+
+def complain(line: str) -> None:
+    """One line on standard error."""
+    print(f"demeanor: {line}", file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """The libraries' own bars and warnings would bury ours. Must run before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    import warnings
+
+    warnings.filterwarnings("ignore")
+
+
+class ConsoleProgress(Progress):
+    """Prints stages, lines and bars to standard error; without a terminal, a line when a bar ends."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+
+    def stage(self, name: str, *, done: bool) -> None:
+        what = NAMES.get(name, name)
+        if done:
+            self.console.print(f"[dim]✓ {what}: done before[/dim]")
+        else:
+            self.console.print(f"[bold]• {what}[/bold]")
+
+    def say(self, line: str) -> None:
+        self.console.print(f"  {line}", markup=False)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        started, last = time.time(), {"figures": ""}
+        columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"))
+        more = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+        shown: dict[str, str] = {}
+        with Bars(*columns, *more, console=self.console, transient=True, refresh_per_second=4) as bars:
+            task = bars.add_task(label, total=total, figures="")
+
+            def advance(done_now: int = 1, **figures: Any) -> None:
+                shown.update({name: str(value) for name, value in figures.items()})
+                last["figures"] = "  ".join(f"{name} {value}" for name, value in shown.items())
+                bars.update(task, advance=done_now, figures=last["figures"])
+
+            yield advance
+        self.say(f"{label}: {time.time() - started:.0f} s  {last['figures']}".rstrip())
+
+
+def print_json(data: Any) -> None:
+    """`data` on standard output, for `--json`."""
+    print(json.dumps(data, ensure_ascii=False, indent=1))
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """The table of before and after, then the limits that failed, then the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title="before → after training, on held-out probes", title_justify="left", title_style="bold")
+    table.add_column("behaviour")
+    table.add_column("probes", justify="right")
+    for name in ("bad reply", "good reply", "sampled bad replies"):
+        table.add_column(name, justify="right")
+    for behaviour in dict.fromkeys(c.behaviour for c in verdict.comparisons):
+        own = {c.measure: c for c in verdict.comparisons if c.behaviour == behaviour}
+        bad = own.get("violating_opening_mass") or own.get("violating_choice_probability")
+        good = own.get("safe_opening_mass") or own.get("safe_logp_per_token")
+        num = max(c.after.n for c in own.values())
+        table.add_row(behaviour, str(num), _cell(bad), _cell(good), _cell(own.get("violating_sampled_rate")))
+    console.print(table)
+    general = [c for c in verdict.comparisons if c.measure in ("reward_accuracy", "length_accuracy", "validation_loss")]
+    for c in general:
+        interval = f" [{c.after.low:.3f}, {c.after.high:.3f}]" if c.after.low is not None else ""
+        beside = " (ln 2 = 0.693 before training)" if c.measure == "validation_loss" else ""
+        console.print(f"{c.behaviour}: {c.measure.replace('_', ' ')} {c.after.value:.3f}{interval}{beside}", markup=False)
+    for limit in verdict.limits:
+        if not limit.passed:
+            console.print(f"[red]✗[/red] {limit.behaviour}: {limit.measure} {limit.rule}: {limit.reason}")
+    passed = sum(limit.passed for limit in verdict.limits)
+    word = "[bold green]PASSED[/bold green]" if verdict.passed else "[bold red]FAILED[/bold red]"
+    console.print(f"Verdict: {word} ({passed} of {len(verdict.limits)} limits hold at {verdict.confidence:.0%} confidence)")
+
+
+def _cell(comparison: Comparison | None) -> str:
+    if comparison is None or comparison.before.value is None or comparison.after.value is None:
+        return "–"
+    if comparison.measure.startswith(("violating", "safe_opening", "safe_sampled")) and "logp" not in comparison.measure:
+        after = comparison.after
+        ends = f" \\[{_percent(after.low)}, {_percent(after.high)}]" if after.low is not None and after.high is not None else ""
+        return f"{_percent(comparison.before.value)} → {_percent(after.value)}{ends}"
+    return f"{comparison.before.value:.2f} → {comparison.after.value:.2f} nats/token"
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if value >= 0.1 else f"{value:.2%}"

@@ -1,0 +1,44 @@
+"""Pairs -> training pairs and held-out pairs, without a prompt on both sides. Seeded, the same bytes every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from demeanor.contract import Data
+from demeanor.records import PreferencePair, content_id
+
+__all__ = ["split_pairs"]
+
+
+def split_pairs(pairs: Sequence[PreferencePair], data: Data) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Split by prompt, so that no held-out prompt was trained on; the order of the pairs is kept.
+
+    A prompt's last user turn decides its side by a seeded hash of its text with case and spacing flattened; so prompts
+    that differ only in these, or in the conversation before, stay together, and a pair's side does not depend on what
+    else is in the file.
+
+    Args:
+        pairs: any number.
+        data: `heldout_fraction`, `max_heldout` and `seed` are read.
+
+    Returns:
+        The training pairs and the held-out ones. Beyond `max_heldout` pairs go back to training, whole prompts at a time.
+    """
+    groups: dict[int, list[PreferencePair]] = {}
+    for pair in pairs:
+        groups.setdefault(_place(pair, data.seed), []).append(pair)
+    heldout: set[int] = set()
+    count = 0
+    for place in sorted(groups):
+        if place >= data.heldout_fraction * 2**64 or count + len(groups[place]) > data.max_heldout:
+            break
+        heldout.add(place)
+        count += len(groups[place])
+    sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
+    for pair in pairs:
+        sides[_place(pair, data.seed) in heldout].append(pair)
+    return sides
+
+
+def _place(pair: PreferencePair, seed: int) -> int:
+    return int(content_id(seed, " ".join(pair.prompt[-1].content.lower().split())), 16)

@@ -1,0 +1,194 @@
+"""Model and probes -> scores and sampled replies. The same probes, seeds and decoding before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from demeanor.contract import Contract, Promise
+from demeanor.records import Probe, Reply, Score, content_id
+from demeanor.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from demeanor.measure.likelihood import Scorer
+
+__all__ = ["measure_model"]
+
+
+def measure_model(
+    model: Any,
+    tokenizer: Tokenizer,
+    probes: list[Probe],
+    contract: Contract,
+    side: str,
+    *,
+    partial: Path | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[list[Score], list[Reply]]:
+    """Measure all probes, in chunks that are kept in `partial`, so that a killed run goes on after its last chunk.
+
+    Args:
+        model: a causal language model (a PEFT model with its adapter on, for `after`).
+        probes: in a fixed order; each chunk has its own seed, so that a chunk's numbers depend on it alone.
+        side: before or after.
+        partial: a JSON-lines file of finished chunks; only a chunk of the same probes and settings is taken from it.
+        advance: called with the number of probes done.
+        say: called with one line when something was done otherwise than asked.
+    """
+    from demeanor.measure.likelihood import Scorer
+
+    settings = contract.measurement
+    done = _read_partial(partial)
+    scorer = Scorer(model)
+    sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
+    scores: list[Score] = []
+    replies: list[Reply] = []
+    for start in range(0, len(probes), settings.batch_size):
+        chunk = probes[start : start + settings.batch_size]
+        key = content_id(side, [probe.id for probe in chunk], start)
+        if key in done:
+            scores += [Score.from_json(item) for item in done[key]["scores"]]
+            replies += [Reply.from_json(item) for item in done[key]["replies"]]
+        else:
+            new_replies = _sample(model, tokenizer, chunk, sampled, contract, side, start)
+            new_scores = _score(scorer, tokenizer, chunk, contract, side, new_replies)
+            scores, replies = scores + new_scores, replies + new_replies
+            _append_partial(partial, key, new_scores, new_replies)
+            if start == 0 and not scorer.uses_trees:
+                say(f"probes are scored one sequence at a time: {scorer.padded_because}")
+        advance(len(chunk))
+    return scores, replies
+
+
+def _score(
+    scorer: Scorer, tokenizer: Tokenizer, chunk: list[Probe], contract: Contract, side: str, replies: list[Reply]
+) -> list[Score]:
+    system = contract.system_text()
+    openings = {name: _openings(tokenizer, promise) for name, promise in contract.promises.items()}
+    prompts, options = [], []
+    for probe in chunk:
+        prompts.append(tokenizer.prompt(probe.prompt, system))
+        texts = [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe]
+        bad, good = openings.get(probe.behaviour, ([], []))
+        options.append(texts + bad + good)
+    results = []
+    for probe, logps in zip(chunk, scorer.logps(prompts, options), strict=True):
+        own = [reply for reply in replies if reply.probe_id == probe.id]
+        bad, good = openings.get(probe.behaviour, ([], []))
+        values = {**_likelihoods(probe, logps, len(bad), len(good)), **_rates(own)}
+        results.append(Score(probe.id, probe.behaviour, side, probe.attack, values))
+    return results
+
+
+def _likelihoods(probe: Probe, logps: list[list[float]], num_bad: int, num_good: int) -> dict[str, float | None]:
+    import math
+
+    from demeanor.measure.likelihood import choice_probability
+
+    num_violating, num_replies = len(probe.violating), len(probe.violating) + len(probe.safe)
+    violating, safe = logps[:num_violating], logps[num_violating:num_replies]
+    bad = [math.exp(sum(path)) for path in logps[num_replies : num_replies + num_bad]]
+    good = [math.exp(sum(path)) for path in logps[num_replies + num_bad :]]
+
+    def mean(values: list[float]) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    totals_violating, totals_safe = [sum(path) for path in violating], [sum(path) for path in safe]
+    both = bool(violating and safe)
+    return {
+        "violating_logp": mean(totals_violating),
+        "safe_logp": mean(totals_safe),
+        "violating_logp_per_token": mean([sum(path) / len(path) for path in violating]),
+        "safe_logp_per_token": mean([sum(path) / len(path) for path in safe]),
+        "violating_choice_probability": choice_probability(totals_violating, totals_safe) if both else None,
+        "violating_opening_mass": sum(bad) if num_bad else None,
+        "safe_opening_mass": sum(good) if num_good else None,
+        "violating_tokens": mean([float(len(path)) for path in violating]),
+        "safe_tokens": mean([float(len(path)) for path in safe]),
+    }
+
+
+def _rates(replies: list[Reply]) -> dict[str, float | None]:
+    def rate(judgement: str) -> float | None:
+        judged = [reply.judgement for reply in replies if reply.judgement is not None]
+        return judged.count(judgement) / len(judged) if judged else None
+
+    return {
+        "violating_sampled_rate": rate("violating"),
+        "safe_sampled_rate": rate("safe"),
+        "invalid_sampled_rate": rate("invalid"),
+        "reply_tokens": sum(reply.num_tokens for reply in replies) / len(replies) if replies else None,
+    }
+
+
+def _sample(
+    model: Any, tokenizer: Tokenizer, chunk: list[Probe], sampled: set[str], contract: Contract, side: str, start: int
+) -> list[Reply]:
+    from demeanor.measure.judge import judge_reply
+    from demeanor.measure.sample import sample_replies
+
+    settings, system = contract.measurement, contract.system_text()
+    chosen = [probe for probe in chunk if probe.id in sampled]
+    texts = sample_replies(
+        model,
+        tokenizer,
+        [tokenizer.prompt(probe.prompt, system) for probe in chosen],
+        samples=settings.samples,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        seed=int(content_id(settings.seed, start), 16) % 2**31,
+    )
+    promises = contract.promises
+    return [
+        Reply(
+            probe.id, probe.behaviour, side, index, text, length, judge_reply(text, promises.get(probe.behaviour, Promise()))
+        )
+        for probe, own in zip(chosen, texts, strict=True)
+        for index, (text, length) in enumerate(own)
+    ]
+
+
+def _openings(tokenizer: Tokenizer, promise: Promise) -> tuple[list[list[int]], list[list[int]]]:
+    return (
+        [tokenizer.opening(text) for text in promise.violating_openings],
+        [tokenizer.opening(text) for text in promise.safe_openings],
+    )
+
+
+def _sampled_probes(probes: list[Probe], limit: int) -> set[str]:
+    """The ids of at most `limit` probes a behaviour, spread evenly over the list."""
+    chosen: set[str] = set()
+    for behaviour in {probe.behaviour for probe in probes}:
+        own = [probe.id for probe in probes if probe.behaviour == behaviour]
+        count = min(limit, len(own))
+        chosen |= {own[index * len(own) // count] for index in range(count)}
+    return chosen
+
+
+def _read_partial(partial: Path | None) -> dict[str, Any]:
+    """Finished chunks by key; a last line that a kill cut short is left out."""
+    done: dict[str, Any] = {}
+    if partial is None or not partial.exists():
+        return done
+    for line in partial.read_text("utf-8").splitlines():
+        try:
+            item = json.loads(line)
+        except ValueError:
+            continue
+        done[item["key"]] = item
+    return done
+
+
+def _append_partial(partial: Path | None, key: str, scores: list[Score], replies: list[Reply]) -> None:
+    if partial is None:
+        return
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    item = {"key": key, "scores": [s.to_json() for s in scores], "replies": [r.to_json() for r in replies]}
+    line = json.dumps(item, ensure_ascii=False) + "\n"
+    with partial.open("ab+") as file:
+        if file.tell() and partial.read_bytes()[-1:] != b"\n":  # a line that a kill cut short: start a new one
+            line = "\n" + line
+        file.write(line.encode("utf-8"))

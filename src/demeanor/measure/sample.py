@@ -1,0 +1,52 @@
+"""Sampled replies: seeded, batched, plain sampling at a stated temperature (no top-k, no top-p)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from demeanor.tokens import Tokenizer
+
+
+@torch.inference_mode()
+def sample_replies(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    *,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[tuple[str, int]]]:
+    """`samples` replies a prompt as (text, number of tokens with the end of turn). The same seed and batch give the same."""
+    if not prompts or not samples:
+        return [[] for _ in prompts]
+    inner = tokenizer.inner
+    device = next(model.parameters()).device
+    longest = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), longest), inner.pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(prompts):  # padded on the left, so that all replies start together
+        input_ids[row, longest - len(ids) :] = torch.tensor(ids)
+        attention_mask[row, longest - len(ids) :] = 1
+    torch.manual_seed(seed)
+    output = model.generate(
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=samples,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.end_ids,
+        pad_token_id=inner.pad_token_id,
+    )[:, longest:].tolist()
+    replies: list[tuple[str, int]] = []
+    for ids in output:
+        ends = [place for place, token in enumerate(ids) if token in tokenizer.end_ids]
+        kept = ids[: ends[0]] if ends else ids
+        replies.append((inner.decode(kept, skip_special_tokens=True).strip(), len(kept) + bool(ends)))
+    return [replies[row * samples : (row + 1) * samples] for row in range(len(prompts))]

@@ -1,0 +1,208 @@
+"""A model and its tokenizer: found, fingerprinted, loaded the same way by every stage.
+
+A model is named by a local folder, a Hub id, or `starter`. A folder that holds a PEFT adapter is a model that was
+already tuned: its base is loaded and the adapter put on it. Only safetensors are loaded, and `trust_remote_code` is
+off unless the contract says otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from demeanor.contract import STARTER, Contract
+from demeanor.errors import ModelError, one_line
+from demeanor.workspace import file_sha256
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Templates that a user may choose for a tokenizer that has none. A reply ends with exactly one end-of-turn token.
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + eos_token + '\\n' }}"
+    "{% else %}{{ m['role'] | capitalize + ': ' + m['content'] + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+).replace("'Assistant: ' + m['content']", "'Assistant:' + ' ' + m['content']")
+CHATML_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
+    "{{ eos_token if m['role'] == 'assistant' else '<|im_end|>' }}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+TEMPLATES = {"plain": PLAIN_TEMPLATE, "chatml": CHATML_TEMPLATE}
+_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")  # of a Hub model: never pickles
+_HASHED = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model lies on this disk. `adapter` is the folder of a starting adapter on top of `base`, or None."""
+
+    name: str
+    base: Path
+    adapter: Path | None
+    fingerprint: str  # changes with the weights, the configuration or the tokenizer
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        has_own = self.adapter is not None and (self.adapter / "tokenizer_config.json").exists()
+        return self.adapter if has_own and self.adapter is not None else self.base
+
+
+def find_model(name: str, *, revision: str | None = None) -> ModelSource:
+    """Find a model by folder, Hub id or `starter`; a Hub model is downloaded to the usual cache.
+
+    Raises:
+        ModelError: there is no such model, or its weights are no safetensors.
+    """
+    folder = _folder(name, revision)
+    adapter = None
+    if (folder / "adapter_config.json").exists():
+        adapter = folder
+        try:
+            base_name = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+        except (ValueError, KeyError):
+            raise ModelError("adapter_config.json names no base model", where=str(folder)) from None
+        folder = _folder(base_name, None)
+    if not (folder / "config.json").exists():
+        raise ModelError("not a model folder (no config.json)", where=str(folder), remedy="give a Hugging Face model's folder")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            "has no safetensors weights", where=str(folder), remedy="save it with save_pretrained; pickles are never loaded"
+        )
+    parts = [_fingerprint(place) for place in (folder, adapter) if place is not None]
+    return ModelSource(name, folder, adapter, hashlib.sha256("".join(parts).encode()).hexdigest()[:16])
+
+
+def load_tokenizer(source: ModelSource, contract: Contract) -> PreTrainedTokenizerBase:
+    """The model's tokenizer with a chat template, a pad and an end-of-turn token.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no chat template and the contract names none.
+    """
+    from transformers import AutoTokenizer
+
+    folder = source.tokenizer_folder
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=contract.trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"its tokenizer cannot be loaded: {one_line(error, 160)}", where=str(folder)) from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError("its tokenizer has no end-of-turn token (eos_token)", where=str(folder))
+    if contract.chat_template is not None:
+        tokenizer.chat_template = _template(contract.chat_template)
+    elif not tokenizer.chat_template:
+        raise ModelError(
+            "its tokenizer has no chat template", where=str(folder),
+            remedy="set chat_template to plain (User: ... Assistant: ...), chatml, or the path of a jinja file",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: ModelSource, contract: Contract, *, tuned: bool = True, trees: bool = False) -> PreTrainedModel:
+    """The model in evaluation mode on the best device, a starting adapter merged into it when `tuned`.
+
+    `trees` asks for an attention that takes a tree mask, which FlashAttention does not.
+
+    Weights are kept in float32 on a CPU (the log-probabilities' precision); on an accelerator in the precision they
+    were saved in.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = best_device()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.base,
+            dtype=torch.float32 if device.type == "cpu" else "auto",
+            attn_implementation="sdpa" if trees else attention(contract, device),
+            trust_remote_code=contract.trust_remote_code,
+            use_safetensors=True,
+        )
+        if source.adapter is not None and tuned:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
+    except Exception as error:
+        raise ModelError(f"cannot be loaded: {one_line(error, 200)}", where=str(source.base)) from None
+    return model.to(device).eval()
+
+
+def end_of_turn_ids(model_or_config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids that end a reply: the tokenizer's, then those that the model's generation settings name."""
+    named = getattr(getattr(model_or_config, "generation_config", None), "eos_token_id", None)
+    named = [] if named is None else named if isinstance(named, list) else [named]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *named]))
+
+
+def best_device() -> torch.device:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def attention(contract: Contract, device: torch.device) -> str:
+    """FlashAttention where it is installed and the device has it, else PyTorch's SDPA."""
+    if contract.training.attn_implementation:
+        return contract.training.attn_implementation
+    if device.type == "cuda":
+        from transformers.utils import is_flash_attn_2_available
+
+        if is_flash_attn_2_available():
+            return "flash_attention_2"
+    return "sdpa"
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    if name == STARTER:
+        return Path(str(files("demeanor.starter") / "model"))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError("is a file, not a model's folder", where=name)
+    if path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")) or os.sep != "/" and os.sep in name:
+        raise ModelError("no such folder", where=name, remedy="give a model's folder or a Hub id such as org/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
+    except HFValidationError:
+        raise ModelError("neither a folder nor a Hub id", where=name, remedy="give org/name or a folder") from None
+    except HfHubHTTPError as error:
+        raise ModelError(f"the Hub refused it: {one_line(error, 160)}", where=name, remedy="check the id; gated: log in") from None
+    except Exception as error:
+        raise ModelError(
+            f"no such folder, and the Hub cannot be reached: {one_line(error, 120)}", where=name, remedy="check the name"
+        ) from None
+
+
+def _fingerprint(folder: Path) -> str:
+    listing = [
+        (file.name, file_sha256(file))
+        for file in sorted(folder.iterdir())
+        if file.suffix in _HASHED and file.is_file() and not file.name.startswith(".")
+    ]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _template(choice: str) -> str:
+    if choice in TEMPLATES:
+        return TEMPLATES[choice]
+    try:
+        return Path(choice).read_text("utf-8")
+    except OSError:
+        raise ModelError("no such chat template", where=choice, remedy=f"one of {', '.join(TEMPLATES)}, or a jinja file") from None

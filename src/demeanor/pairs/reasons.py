@@ -1,0 +1,41 @@
+"""Why a row was not used: the short, stable texts that are counted, in the order in which a row is checked."""
+
+from __future__ import annotations
+
+NOT_THE_SHAPE = "not the shape of the file"
+NO_IMAGES = "images are not supported"
+NO_TOOLS = "tools are not supported"
+UNKNOWN_ROLE = "unknown role"
+PROMPTS_DIFFER = "prompts differ"
+EMPTY_PROMPT = "empty prompt"
+NOT_USERS_TURN = "last prompt turn is not the user's"
+MORE_THAN_ONE_TURN = "reply holds more than one turn"
+NOT_ASSISTANTS = "reply is not the assistant's"
+EMPTY_REPLY = "empty reply"
+IDENTICAL = "chosen and rejected are identical"
+NOT_UNICODE = "text is not valid Unicode"
+BAD_CONFIDENCE = "confidence is not a number from 0 to 1"
+
+REASONS = (
+    NOT_THE_SHAPE,
+    NO_IMAGES,
+    NO_TOOLS,
+    UNKNOWN_ROLE,
+    PROMPTS_DIFFER,
+    EMPTY_PROMPT,
+    NOT_USERS_TURN,
+    MORE_THAN_ONE_TURN,
+    NOT_ASSISTANTS,
+    EMPTY_REPLY,
+    IDENTICAL,
+    NOT_UNICODE,
+    BAD_CONFIDENCE,
+)
+
+
+class Unusable(Exception):
+    """A row that cannot become a pair."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)

@@ -1,0 +1,223 @@
+"""Everything that can be wrong with a run's input, found before the run folder is touched.
+
+A contract becomes a plan: the model and its tokenizer are found, the pairs are read, tokenized once and split, the
+probes are made. What cannot be used is dropped with a reason; what makes the run pointless is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demeanor import __version__
+from demeanor.contract import STARTER, Contract, build_contract
+from demeanor.curate import split_pairs
+from demeanor.errors import InputError, PairsError
+from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
+from demeanor.pairs import read_pairs
+from demeanor.records import DroppedRow, PreferencePair, Probe
+from demeanor.starter import starter_file
+from demeanor.tokens import Refused, Tokenizer, make_tokenizer, tokenize_pairs
+from demeanor.workspace import Workspace, digest, file_sha256
+
+DEFAULT_BEHAVIOUR = "preference"  # of pairs and probes that name none
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run: everything was found, read and tokenized once; nothing has been written."""
+
+    workspace: Workspace
+    contract: Contract
+    source: ModelSource
+    tokenizer: Tokenizer
+    train: list[PreferencePair]
+    heldout: list[PreferencePair]
+    probes: list[Probe]
+    dropped: list[DroppedRow]
+    notes: list[str]  # lines for the user: what was read, dropped, cut
+    read_inputs: dict[str, Any]
+
+
+def default_contract(pairs: str, model: str, name: str) -> Contract:
+    """The contract of `run --pairs --model`: one behaviour, held-out pairs as probes, better than chance and than ln 2."""
+    limits = [
+        {"measure": "reward_accuracy", "min": 0.5},
+        {"measure": "validation_loss", "max": round(math.log(2), 4)},
+    ]
+    about = "the held-out pairs' chosen reply over the rejected one"
+    return build_contract(
+        {
+            "name": name,
+            "model": model,
+            "behaviours": {DEFAULT_BEHAVIOUR: {"about": about, "limits": limits}},
+            "data": {"pairs": [pairs]},
+        }
+    )
+
+
+def plan_run(contract: Contract, workspace: Workspace) -> Plan:
+    """Find, read and check all inputs of a run without writing anything.
+
+    Raises:
+        InputError: whatever is wrong with them, in one line.
+    """
+    source = find_model(contract.model, revision=contract.revision)
+    inner = load_tokenizer(source, contract)
+    tokenizer = make_tokenizer(inner, _end_ids(source, inner))
+    inputs = _read_inputs(contract, source, workspace)
+    if workspace.contract_file.exists() and workspace.is_done("read", inputs):
+        stored = workspace.manifest()["stages"]["read"]
+        return Plan(
+            workspace,
+            contract,
+            source,
+            tokenizer,
+            workspace.read_records(workspace.train_pairs, PreferencePair.from_json),
+            workspace.read_records(workspace.heldout_pairs, PreferencePair.from_json),
+            workspace.read_records(workspace.probes, Probe.from_json),
+            workspace.read_records(workspace.dropped, lambda data: DroppedRow(**data)),
+            list(stored["notes"]),
+            inputs,
+        )
+    pairs, dropped, notes = _read_all_pairs(contract, tokenizer)
+    train, heldout = split_pairs(pairs, contract.data)
+    probes = _read_probes(contract, tokenizer, heldout)
+    asked = {_flat(probe.prompt[-1].content) for probe in probes}
+    leaked = [pair for pair in train if _flat(pair.prompt[-1].content) in asked]
+    dropped += [_drop(pair, "its prompt is a probe") for pair in leaked]
+    train = [pair for pair in train if _flat(pair.prompt[-1].content) not in asked]
+    if leaked:
+        notes.append(f"{len(leaked)} pairs were not trained on: their prompt is a probe")
+    if not train:
+        raise PairsError("no pair is left to train on", remedy="lower data.heldout_fraction, or bring more pairs")
+    notes.append(f"{len(train):,} pairs to train on, {len(probes):,} probes")
+    return Plan(workspace, contract, source, tokenizer, train, heldout, probes, dropped, notes, inputs)
+
+
+def _read_inputs(contract: Contract, source: ModelSource, workspace: Workspace) -> dict[str, Any]:
+    """All that the pairs and probes of a run depend on. A file that is gone counts as unchanged: the run has its copy."""
+    files = [*contract.data.pairs, *(p.probes for p in contract.promises.values() if p.probes)]
+    known = workspace.manifest()["stages"].get("read", {}).get("inputs", {}).get("files", {})
+    return {
+        "data": contract.data.model_dump(mode="json"),
+        "probes": {name: promise.probes for name, promise in contract.promises.items()},
+        "files": {name: _file_digest(name) or known.get(name) for name in files},
+        "behaviours": {name: behaviour.kind for name, behaviour in contract.behaviours.items()},
+        "model": source.fingerprint,
+        "prompt": prompt_inputs(contract),
+        "max_length": contract.training.max_length,
+        "demeanor": __version__,
+    }
+
+
+def _file_digest(name: str) -> str | None:
+    """The digest of a local file or folder; None for a Hub id, whose data are read once and then kept in the run."""
+    path = _starter_path(name)
+    if path.is_file():
+        return file_sha256(path)
+    if path.is_dir():
+        return digest([(str(f.relative_to(path)), file_sha256(f)) for f in sorted(path.rglob("*")) if f.is_file()])
+    return None
+
+
+def prompt_inputs(contract: Contract) -> list[Any]:
+    transient = {k: [b.value, b.examples] for k, b in contract.behaviours.items() if b.kind == "transient"}
+    return [contract.system_prompt, transient, contract.chat_template]
+
+
+def _starter_path(name: str) -> Path:
+    return starter_file("pairs.jsonl") if name == STARTER else Path(name).expanduser()
+
+
+def _read_all_pairs(contract: Contract, tokenizer: Tokenizer) -> tuple[list[PreferencePair], list[DroppedRow], list[str]]:
+    data = contract.data
+    pairs: list[PreferencePair] = []
+    dropped: list[DroppedRow] = []
+    notes: list[str] = []
+    permanent = [name for name, behaviour in contract.behaviours.items() if behaviour.kind == "permanent"]
+    default = permanent[0] if len(permanent) == 1 else DEFAULT_BEHAVIOUR
+    for name in data.pairs:
+        result = read_pairs(
+            _starter_path(name) if name == STARTER else name, behaviour=default, split=data.split, limit=data.max_pairs
+        )
+        pairs += result.pairs
+        dropped += result.dropped
+        notes.append(f"{Path(name).name}: {result.summary()}")
+    transient = {name for name, behaviour in contract.behaviours.items() if behaviour.kind == "transient"}
+    for pair in pairs:
+        if pair.behaviour in transient:
+            dropped.append(_drop(pair, f"teaches the transient behaviour {pair.behaviour}, which belongs in the prompt"))
+    pairs = [pair for pair in pairs if pair.behaviour not in transient]
+    tokens, refused = tokenize_pairs(
+        pairs, tokenizer, system=contract.system_text, max_length=contract.training.max_length
+    )
+    for pair, reason in refused:
+        dropped.append(_drop(pair, reason))
+    if refused:
+        reasons = Counter(reason for _, reason in refused)
+        notes.append("not usable with this model: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()))
+    cut = sum(1 for item in tokens if item.turns_cut)
+    if cut:
+        notes.append(f"{cut} prompts lost their oldest turns to fit max_length={contract.training.max_length}")
+    refused_ids = {id(pair) for pair, _ in refused}
+    pairs = [pair for pair in pairs if id(pair) not in refused_ids]
+    if not pairs:
+        raise PairsError("no pair is usable", where=", ".join(data.pairs), remedy="; ".join(notes))
+    return pairs, dropped, notes
+
+
+def _read_probes(contract: Contract, tokenizer: Tokenizer, heldout: list[PreferencePair]) -> list[Probe]:
+    """The probes of each behaviour: its own file's, or else the held-out pairs that name it."""
+    probes: list[Probe] = []
+    own = {name for name, promise in contract.promises.items() if promise.probes}
+    for name, promise in contract.promises.items():
+        if promise.probes:
+            result = read_pairs(promise.probes, behaviour=name)
+            probes += [Probe.from_pair(pair, name) for pair in result.pairs]
+    probes += [Probe.from_pair(p, p.behaviour or DEFAULT_BEHAVIOUR) for p in heldout if p.behaviour not in own]
+    probes = list({(probe.behaviour, probe.id): probe for probe in probes}.values())
+    system = contract.system_text()
+    for probe in probes:
+        try:
+            tokenizer.prompt(probe.prompt, system)
+            for text in probe.violating + probe.safe:
+                tokenizer.reply(probe.prompt, text, system)
+        except Refused as reason:
+            raise InputError(f"a probe of {probe.behaviour} cannot be used: {reason}") from None
+    if not probes:
+        raise InputError(
+            "the held-out set is empty: nothing could be proven",
+            where="data.heldout_fraction",
+            remedy="raise it, bring more pairs, or name files of probes",
+        )
+    for name, promise in contract.promises.items():
+        if promise.limits and not any(probe.behaviour == name for probe in probes):
+            raise InputError(
+                f"the behaviour {name} has limits but no probe",
+                where=f"behaviours.{name}",
+                remedy="name a file of probes, or pairs whose behaviour is this",
+            )
+    return probes
+
+
+def _end_ids(source: ModelSource, inner: Any) -> list[int]:
+    from transformers import GenerationConfig
+
+    class Named:
+        generation_config = None
+
+    if (source.base / "generation_config.json").exists():
+        Named.generation_config = GenerationConfig.from_pretrained(source.base)
+    return end_of_turn_ids(Named, inner)
+
+
+def _drop(pair: PreferencePair, reason: str) -> DroppedRow:
+    return DroppedRow(pair.source, pair.row or 0, reason, pair.prompt[-1].content[:200])
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.lower().split())

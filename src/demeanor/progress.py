@@ -1,0 +1,23 @@
+"""What a stage tells the person who waits: headings, lines, a bar. The library says nothing; the command line prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[..., None]  # advance(done_now=1, **figures)
+
+
+class Progress:
+    """Silent. `cli/console.py` has the one that prints."""
+
+    def stage(self, name: str, *, done: bool) -> None:
+        """A stage begins, or was done before and is skipped."""
+
+    def say(self, line: str) -> None:
+        """One line for the user."""
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        """A progress bar over `total` items; call what it yields with the number done and figures to show."""
+        yield lambda done_now=1, **figures: None

@@ -1,0 +1,201 @@
+"""The nouns of the journey: what one stage hands to the next.
+
+Every record is frozen and is written as one JSON object (`to_json`), read back by `from_json`. Log-probabilities are
+natural (nats); probabilities and rates lie in [0, 1]; a value that could not be computed is None, never 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+SIDES = ("before", "after")  # the base model, and the same model with the trained adapter
+
+
+class Record:
+    """JSON in and out for the frozen dataclasses below."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Build the record from `to_json`'s dict. Raises TypeError on missing or unknown keys."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Record):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+def _messages(items: Any) -> tuple[Message, ...]:
+    return tuple(item if isinstance(item, Message) else Message(**item) for item in items)
+
+
+def content_id(*parts: Any) -> str:
+    """A stable id: 16 hexadecimal digits of the SHA-256 of the parts as canonical JSON."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair(Record):
+    """A prompt x with the reply that won (y_w) and the one that lost (y_l). A tie is not a pair.
+
+    `id` depends on the texts alone. `row` is the row of `source` it was read from, counted from 1; `attack` names the
+    family of the attack that the prompt is.
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    source: str = ""
+    row: int | None = None
+    behaviour: str | None = None
+    attack: str | None = None
+    confidence: float | None = None
+
+    @classmethod
+    def make(cls, prompt: tuple[Message, ...], chosen: str, rejected: str, **more: Any) -> PreferencePair:
+        turns = [[m.role, m.content] for m in prompt]
+        return cls(content_id(turns, chosen, rejected), prompt, chosen, rejected, **more)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PreferencePair:
+        return cls(**{**data, "prompt": _messages(data["prompt"])})
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedRow(Record):
+    """A row that was not used, and why. `excerpt` shows at most its first 200 characters."""
+
+    source: str
+    row: int
+    reason: str
+    excerpt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe(Record):
+    """A held-out prompt with replies that must not be said (violating) and replies that should be (safe).
+
+    `attack` names the wrapper family when the prompt is an attack, else None.
+    """
+
+    id: str
+    behaviour: str
+    prompt: tuple[Message, ...]
+    violating: tuple[str, ...]
+    safe: tuple[str, ...]
+    attack: str | None = None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Probe:
+        lists = {key: tuple(data[key]) for key in ("violating", "safe")}
+        return cls(**{**data, **lists, "prompt": _messages(data["prompt"])})
+
+    @classmethod
+    def from_pair(cls, pair: PreferencePair, behaviour: str) -> Probe:
+        return cls(pair.id, behaviour, pair.prompt, (pair.rejected,), (pair.chosen,), pair.attack)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Record):
+    """One sampled reply. `judgement` is violating, safe, other or invalid; None when no rule was given."""
+
+    probe_id: str
+    behaviour: str
+    model: str  # one of SIDES
+    sample: int
+    text: str
+    num_tokens: int
+    judgement: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score(Record):
+    """All measures of one probe under one model; `values` maps a measure's name to its value or None."""
+
+    probe_id: str
+    behaviour: str
+    model: str  # one of SIDES
+    attack: str | None
+    values: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate(Record):
+    """A mean over `n` probes with its interval [low, high]; `unscored` probes gave no value.
+
+    `value`, `low`, `high` are None when nothing could be computed.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    unscored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison(Record):
+    """One measure of one behaviour, before and after, and the difference paired by probe (after - before)."""
+
+    behaviour: str
+    measure: str
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Comparison:
+        sides = {key: Estimate(**data[key]) for key in ("before", "after", "difference")}
+        return cls(**{**data, **sides})
+
+
+@dataclass(frozen=True, slots=True)
+class LimitResult(Record):
+    """One limit of the contract with its evidence. `low` and `high` bound `difference`, `after_low` and
+    `after_high` bound `after`. `reason` says in words why it passed or failed."""
+
+    id: str
+    behaviour: str
+    measure: str
+    rule: str
+    before: float | None
+    after: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    after_low: float | None
+    after_high: float | None
+    n: int
+    unscored: int
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict(Record):
+    """Every limit with its evidence; passed only when there is a limit and all of them passed."""
+
+    passed: bool
+    limits: tuple[LimitResult, ...]
+    comparisons: tuple[Comparison, ...]
+    confidence: float
+    seed: int
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Verdict:
+        known = {f.name for f in fields(cls)}
+        rest = {key: value for key, value in data.items() if key in known}
+        rest["limits"] = tuple(LimitResult(**item) for item in data["limits"])
+        rest["comparisons"] = tuple(Comparison.from_json(item) for item in data["comparisons"])
+        return cls(**rest)

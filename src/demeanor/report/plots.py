@@ -1,0 +1,180 @@
+"""Plots as inline SVG, made by altair and vl-convert, then rebuilt from an allow-list of SVG elements and attributes.
+
+Probabilities stand on an axis that is stretched near 0 % and near 100 %: with c = 0.003, p stands at
+log(1 + p/c) - log(1 + (1-p)/c). So 1 % and 0.1 % can be told apart, and 0 and 1 have a place, which a logarithm or a
+logit would not give them. Colours are the page's CSS variables, so that a plot follows the page's light or dark look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+from demeanor.records import Estimate
+from demeanor.report.words import percent, visible
+
+WIDTH = 500  # of every plot, CSS pixels; a page scales it down on a narrow screen
+ROW_HEIGHT = 46
+_STRETCH = 0.003
+_TICKS = {0.0: "0", 0.001: "0.1", 0.01: "1 %", 0.1: "10 %", 0.5: "50 %", 0.9: "90", 0.99: "99", 1.0: "100 %"}
+_ELEMENTS = {"svg", "g", "path", "text", "line", "rect", "circle"}
+_ATTRIBUTES = {
+    *("width", "height", "viewBox", "transform", "d", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r", "rx", "dx", "dy"),
+    *("fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "stroke-linecap"),
+    *("stroke-linejoin", "stroke-miterlimit", "opacity", "text-anchor", "font-size", "font-weight"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a before/after plot. `limit` is the bound that `after` is held against, when there is one."""
+
+    label: str
+    before: Estimate
+    after: Estimate
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line over the training steps: (step, value)."""
+
+    points: tuple[tuple[float, float], ...]
+    dashed: bool = False
+
+
+def plot_rows(rows: Sequence[Row], about: str) -> Markup:
+    """Before (hollow) and after (filled) of each row, each with its interval as a bar, on the stretched axis.
+
+    Args:
+        about: what a screen reader says.
+    """
+    import altair as alt
+
+    height = ROW_HEIGHT * len(rows) + 8
+    ticks = [{"x": _place(p), "y": 0, "y2": height - 6, "text": text} for p, text in _TICKS.items()]
+    labels, spans, points, links, limits = [], [], [], [], []
+    for index, row in enumerate(rows):
+        top = ROW_HEIGHT * index
+        numbers = f"{percent(row.before.value)} → {percent(row.after.value)}"
+        labels.append({"y": top + 13, "text": visible(row.label), "numbers": numbers})
+        placed = []
+        for side, estimate, y in (("before", row.before, top + 25), ("after", row.after, top + 35)):
+            if estimate.value is None:
+                continue
+            placed.append({"x": _place(estimate.value), "y": y})
+            points.append({**placed[-1], "side": side})
+            if estimate.low is not None and estimate.high is not None and estimate.low < estimate.high:
+                spans.append({"x": _place(estimate.low), "x2": _place(estimate.high), "y": y, "side": side})
+        if len(placed) == 2:
+            links.append({**placed[0], "x2": placed[1]["x"], "y2": placed[1]["y"]})
+        if row.limit is not None and 0 <= row.limit <= 1:
+            limits.append({"x": _place(row.limit), "y": top + 18, "y2": top + 42})
+    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, 1], range=[6, WIDTH - 6]))
+    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, height], range=[0, height]))
+    left, right = alt.XValue(0), alt.XValue(WIDTH)
+
+    def layer(data: list[dict[str, Any]]) -> Any:
+        return alt.Chart(alt.Data(values=data))
+
+    ink = alt.condition("datum.side == 'before'", alt.value("var(--before)"), alt.value("var(--after)"))
+    layers = [
+        layer(ticks).mark_rule(color="var(--line)").encode(x=x, y=y, y2="y2:Q"),
+        layer(ticks).mark_text(color="var(--soft)", fontSize=11, baseline="top", dy=2).encode(x=x, y="y2:Q", text="text:N"),
+        layer(labels).mark_text(color="currentColor", fontSize=12.5, align="left", limit=WIDTH - 150).encode(x=left, y=y, text="text:N"),
+        layer(labels).mark_text(color="currentColor", fontSize=12.5, align="right").encode(x=right, y=y, text="numbers:N"),
+        layer(links).mark_rule(color="var(--before)", opacity=0.55).encode(x=x, x2="x2:Q", y=y, y2="y2:Q"),
+        layer(spans).mark_rule(strokeWidth=6, opacity=0.35, strokeCap="butt").encode(x=x, x2="x2:Q", y=y, color=ink),
+        layer(limits).mark_rule(color="var(--limit)", strokeDash=[4, 3], strokeWidth=1.5).encode(x=x, y=y, y2="y2:Q"),
+        layer(points).mark_circle(size=64, opacity=1).encode(x=x, y=y, color=ink),
+        layer([p for p in points if p["side"] == "before"])
+        .mark_circle(size=22, opacity=1, color="var(--paper)")
+        .encode(x=x, y=y),
+    ]
+    return _svg(alt.layer(*layers).properties(width=WIDTH, height=height), about)
+
+
+def plot_curves(curves: Sequence[Curve], about: str, reference: float | None = None, *, shares: bool = False) -> Markup:
+    """Lines over the training steps; `reference` is a thin dashed level to compare with.
+
+    Args:
+        about: what a screen reader says.
+        shares: the values are shares: the axis goes from 0 to 100 %.
+    """
+    import altair as alt
+
+    values = [
+        {"step": step, "value": value, "line": index}
+        for index, curve in enumerate(curves)
+        for step, value in curve.points
+    ]
+    scale = alt.Scale(domain=[0, 1]) if shares else alt.Scale(zero=False, nice=True)
+    x = alt.X("step:Q", title="step", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False, tickCount=6, format="d"))
+    y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, **({"format": ".0%"} if shares else {})))
+    layers = []
+    if reference is not None:
+        level = alt.Chart(alt.Data(values=[{"value": reference}]))
+        layers.append(level.mark_rule(color="var(--limit)", strokeDash=[2, 3]).encode(y=y))
+    for index, curve in enumerate(curves):
+        own = alt.Chart(alt.Data(values=[item for item in values if item["line"] == index]))
+        color = "var(--before)" if curve.dashed else "var(--after)"
+        layers.append(own.mark_line(color=color, strokeWidth=1.8, strokeDash=[5, 3] if curve.dashed else []).encode(x=x, y=y))
+        if len(curve.points) <= 12:
+            layers.append(own.mark_circle(color=color, size=30, opacity=1).encode(x=x, y=y))
+    return _svg(alt.layer(*layers).properties(width=WIDTH - 48, height=150), about)
+
+
+def thin(points: Sequence[tuple[float, float]], most: int = 300) -> tuple[tuple[tuple[float, float], ...], int]:
+    """(at most `most` points, how many logs each is the mean of): a plot has no more pixels than that."""
+    size = math.ceil(len(points) / most) or 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return tuple((group[-1][0], sum(value for _, value in group) / len(group)) for group in groups), size
+
+
+def _place(p: float) -> float:
+    """Where a probability stands on the stretched axis, from 0 (for 0) to 1 (for 1)."""
+    p = min(max(p, 0.0), 1.0)
+    full = math.log1p(1 / _STRETCH)
+    return 0.5 + (math.log1p(p / _STRETCH) - math.log1p((1 - p) / _STRETCH)) / (2 * full)
+
+
+def _svg(chart: Any, about: str) -> Markup:
+    import vl_convert
+
+    axis = {"labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--line)", "domain": False, "ticks": False}
+    styled = chart.configure(background=None, aria=False, font="sans-serif", padding=4).configure_axis(
+        **axis, labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelPadding=6
+    )
+    text = vl_convert.vegalite_to_svg(styled.configure_view(stroke=None).to_dict(), allowed_base_urls=[])
+    return clean_svg(text, about)
+
+
+def clean_svg(text: str, about: str) -> Markup:
+    """The SVG rebuilt with only the elements and attributes that a plot needs: no script, link, image, style or id."""
+    root = _rebuilt(ElementTree.fromstring(text))
+    if root is None:
+        raise ValueError("the plot is not an SVG")
+    root.attrib |= {"role": "img", "aria-label": visible(about)}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 (escaped by ElementTree)
+
+
+def _rebuilt(old: ElementTree.Element) -> ElementTree.Element | None:
+    tag = old.tag.rpartition("}")[2]
+    if tag not in _ELEMENTS or old.get("display") == "none":
+        return None
+    kept = {key: value for key, value in old.attrib.items() if key in _ATTRIBUTES and "url(" not in value.lower()}
+    if tag == "path" and kept.get("d", "") in ("", "M0,0h0v0h0Z"):
+        return None
+    new = ElementTree.Element(tag, kept)
+    if tag == "text":
+        new.text = old.text
+    children = [child for child in map(_rebuilt, old) if child is not None]
+    if tag == "g" and not children:
+        return None
+    new.extend(children)
+    return new

@@ -1,0 +1,208 @@
+"""Numbers and names in words that a manager understands: percentages, nats, measures, rules.
+
+A measure has one of three units: probability (printed in per cent, differences in percentage points), nats, tokens. A
+number keeps the digits that make it differ from the bound that it is held against. What is None is "not shown".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from demeanor.records import Estimate
+
+NOT_SHOWN = "not shown"
+SPACE = "\u00a0"  # between a number and its unit, so that no line breaks there
+MINUS = "\u2212"
+
+# measure -> (what it is in plain words, its unit)
+_MEASURES = {
+    "violating_opening_mass": ("bad reply: probability that the reply begins with a violating opening", "probability"),
+    "safe_opening_mass": ("good reply: probability that the reply begins with a safe opening", "probability"),
+    "violating_choice_probability": ("bad reply: its probability when only the given replies could be said", "probability"),
+    "violating_logp": ("log-probability of the bad reply", "nats"),
+    "safe_logp": ("log-probability of the good reply", "nats"),
+    "violating_logp_per_token": ("log-probability of the bad reply, a token", "nats"),
+    "safe_logp_per_token": ("log-probability of the good reply, a token", "nats"),
+    "violating_sampled_rate": ("bad reply: share of the sampled replies", "probability"),
+    "safe_sampled_rate": ("good reply: share of the sampled replies", "probability"),
+    "invalid_sampled_rate": ("empty or garbled: share of the sampled replies", "probability"),
+    "reply_tokens": ("length of the sampled replies", "tokens"),
+    "reward_accuracy": ("held-out pairs whose good reply gained more than the bad one", "probability"),
+    "validation_loss": ("validation loss (DPO) on the held-out pairs", "nats"),
+    "length_accuracy": ("what the better rule about length alone reaches", "probability"),
+    "displaced_share": ("probes whose good reply became less likely although the margin grew", "probability"),
+}
+AFTER_ONLY = ("reward_accuracy", "length_accuracy", "displaced_share")  # they have no value before training
+# what "the bad reply" is measured by: the first of these that a behaviour has
+BAD_MEASURES = ("violating_opening_mass", "violating_sampled_rate", "violating_choice_probability")
+# the probabilities that are plotted, in this order, in words short enough for a plot's row
+PLOTTED = {
+    "violating_opening_mass": "begins with a bad opening",
+    "violating_sampled_rate": "bad reply, when sampled",
+    "violating_choice_probability": "bad reply, out of the given ones",
+    "safe_opening_mass": "begins with a good opening",
+    "safe_sampled_rate": "good reply, when sampled",
+    "invalid_sampled_rate": "empty or garbled, when sampled",
+}
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\uffff"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def measure_words(measure: str) -> str:
+    return _MEASURES[measure][0] if measure in _MEASURES else measure.replace("_", " ")
+
+
+def unit(measure: str) -> str:
+    """probability, nats or tokens; "" for a measure that is not known here."""
+    return _MEASURES[measure][1] if measure in _MEASURES else ""
+
+
+def visible(text: str) -> str:
+    """`text` with control, direction-changing and tag characters and lone surrogates spelled as ⟨U+202E⟩.
+
+    They could hide or reorder what a page shows, and some stop the plots' renderer. ufffd is kept: it is visible.
+    """
+    return _INVISIBLE.sub(lambda found: found[0] if found[0] == "\ufffd" else f"⟨U+{ord(found[0]):04X}⟩", text)
+
+
+def printable(value: Any) -> Any:
+    """What the template prints for any value: nothing is ever printed as None."""
+    if value is None:
+        return NOT_SHOWN
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return visible(value)
+    return value
+
+
+def percent(value: float | None, digits: int | None = None) -> str:
+    """0.42 %, 4.2 %, 23.1 %, and never 0 % or 100 % for what is only near it."""
+    if value is None:
+        return NOT_SHOWN
+    if digits is None:
+        if 0 < value < 0.0001:
+            return f"<{SPACE}0.01{SPACE}%"
+        if 0.9999 < value < 1:
+            return f">{SPACE}99.99{SPACE}%"
+        if value in (0, 1):
+            digits = 0
+        else:
+            digits = 2 if value < 0.00995 or value > 0.99 else 1
+    return f"{100 * value:.{digits}f}{SPACE}%"
+
+
+def signed(value: float, digits: int) -> str:
+    text = f"{abs(value):,.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        return text
+    return ("+" if value > 0 else MINUS) + text
+
+
+def value_words(value: float | None, measure: str, *, change: bool = False) -> str:
+    """A value of the measure, or with `change` a difference of two, with its unit."""
+    if value is None:
+        return NOT_SHOWN
+    kind = unit(measure)
+    if kind == "probability":
+        if not change:
+            return percent(value)
+        points = 100 * value
+        return f"{signed(points, 2 if abs(points) < 1 else 1)}{SPACE}points"
+    digits = {"nats": 2, "tokens": 1}.get(kind, 3)
+    if measure == "validation_loss":
+        digits = 3
+    text = signed(value, digits) if change or value < 0 else f"{value:,.{digits}f}"
+    return f"{text}{SPACE}{kind}".rstrip()
+
+
+def interval_words(estimate: Estimate, measure: str, *, change: bool = False) -> str:
+    """[low, high]; "" when there is no value at all."""
+    if estimate.value is None:
+        return ""
+    if estimate.low is None or estimate.high is None:
+        return "[no interval]"
+    if estimate.low == estimate.value == estimate.high:  # a constant, such as ln 2
+        return ""
+    kind = unit(measure)
+    low, high = (value_words(end, measure, change=change) for end in (estimate.low, estimate.high))
+    tails = {"probability": f"{SPACE}points" if change else f"{SPACE}%", "": ""}
+    tail = tails.get(kind, f"{SPACE}{kind}")
+    return f"[{low.removesuffix(tail)}, {high}]"
+
+
+def rule_words(rule: str, measure: str) -> str:
+    """`after <= 0.01` as `at most 1 %`, `after - before >= 0.05` as `rises by at least 5 points`."""
+    found = parse_rule(rule)
+    if found is None:
+        return rule
+    relative, upper, bound = found
+    if not relative:
+        return f"at {'most' if upper else 'least'} {_bound_words(bound, measure, change=False)}"
+    size = _bound_words(abs(bound), measure, change=True)
+    if bound == 0:
+        return "must not rise" if upper else "must not fall"
+    if upper:
+        return f"rises by at most {size}" if bound > 0 else f"falls by at least {size}"
+    return f"rises by at least {size}" if bound > 0 else f"falls by at most {size}"
+
+
+def parse_rule(rule: str) -> tuple[bool, bool, float] | None:
+    """(is it about the difference, is the bound an upper one, the bound) of a limit's `rule`."""
+    found = re.fullmatch(r"after( - before)? (<=|>=) (\S+)", rule)
+    try:
+        return None if found is None else (bool(found[1]), found[2] == "<=", float(found[3]))
+    except ValueError:
+        return None
+
+
+def reason_words(estimate: Estimate, rule: str, measure: str, reason: str) -> str:
+    """Why the limit holds or not, with enough digits to tell the interval's end from the bound."""
+    found = parse_rule(rule)
+    if found is None or estimate.low is None or estimate.high is None or reason.startswith(NOT_SHOWN):
+        return reason
+    change, upper, bound = found
+    end = estimate.high if upper else estimate.low
+    scale = 100 if unit(measure) == "probability" else 1
+    digits = next((d for d in range(2, 7) if round(scale * end, d) != round(scale * bound, d)), 2)
+    size = f"{signed(scale * end, digits) if change or end < 0 else f'{scale * end:,.{digits}f}'}"
+    tail = {"probability": "points" if change else "%"}.get(unit(measure), unit(measure))
+    return f"the interval's {'upper' if upper else 'lower'} end is {size}{SPACE}{tail}".rstrip(SPACE)
+
+
+def seconds(value: float | None) -> str:
+    """3.2 s, 4 min 05 s, 2 h 10 min."""
+    if value is None:
+        return NOT_SHOWN
+    if value < 60:
+        return f"{value:.1f}{SPACE}s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60}{SPACE}min {whole % 60:02d}{SPACE}s"
+    return f"{whole // 3600}{SPACE}h {whole % 3600 // 60:02d}{SPACE}min"
+
+
+def number(value: Any) -> str:
+    """A setting as it would be typed: 1,179 for counts, 0.001 for rates, true and false for switches."""
+    if value is None:
+        return NOT_SHOWN
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(number(item) for item in value)
+    return str(value)
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _bound_words(bound: float, measure: str, *, change: bool) -> str:
+    if unit(measure) == "probability":
+        return f"{100 * bound:.6g}{SPACE}{'points' if change else '%'}"
+    return f"{f'{bound:.6g}'.replace('-', MINUS)}{SPACE}{unit(measure)}".rstrip(SPACE)

@@ -1,0 +1,173 @@
+"""Pairs and probes as token ids, with the rules that no reply breaks.
+
+1. The tokens of prompt + reply begin with the tokens of the prompt; else the pair is refused.
+2. A reply ends with exactly one end-of-turn token; what a template writes after it (a newline, say) is left out.
+3. A reply is never cut. A prompt that is too long loses its oldest turns (the system turn stays) and is counted.
+4. A text that spells one of the tokenizer's special tokens is refused: it would forge a turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from demeanor.errors import ModelError, one_line
+from demeanor.records import Message, PreferencePair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Refused(Exception):
+    """A text that cannot be turned into tokens by the rules; the message is the reason that is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPair:
+    """A pair as token ids: `prompt_ids` are shared, each reply ends with one end-of-turn token."""
+
+    id: str
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    turns_cut: int = 0
+
+
+@dataclass(slots=True)
+class Tokenizer:
+    """Renders conversations by the model's chat template and encodes them under the rules above.
+
+    Args:
+        inner: a Hugging Face tokenizer with a chat template.
+        end_ids: the token ids that end a reply; the first is added where a template writes none.
+    """
+
+    inner: PreTrainedTokenizerBase
+    end_ids: list[int]
+    _special: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._special = [token for token in self.inner.all_special_tokens if token.strip()]
+
+    def prompt(self, messages: tuple[Message, ...], system: str | None = None) -> list[int]:
+        """Token ids of the prompt up to and with the header of the reply. `system` is put first when there is none.
+
+        Raises:
+            Refused: a text spells a special token.
+        """
+        turns = with_system(messages, system)
+        for turn in turns:
+            self._check(turn.content)
+        return self._render(turns, add_generation_prompt=True)
+
+    def reply(self, messages: tuple[Message, ...], text: str, system: str | None = None) -> list[int]:
+        """Token ids of the reply `text` after the prompt, with exactly one end-of-turn token at its end.
+
+        Raises:
+            Refused: the template renders the prompt differently once a reply follows, or the text spells a special token.
+        """
+        self._check(text)
+        turns = with_system(messages, system)
+        prompt = self._render(turns, add_generation_prompt=True)
+        whole = self._render((*turns, Message("assistant", text)), add_generation_prompt=False)
+        if whole[: len(prompt)] != prompt:
+            raise Refused("the prompt's tokens change when the reply follows")
+        reply = whole[len(prompt) :]
+        for place, token in enumerate(reply):
+            if token in self.end_ids:
+                return reply[: place + 1]
+        return [*reply, self.end_ids[0]]
+
+    def opening(self, text: str, example: tuple[Message, ...] = (Message("user", "Hello."),)) -> list[int]:
+        """Token ids of a reply's opening as the template would render it (its own leading space, say), no end."""
+        return self.reply(example, text)[:-1]
+
+    def pair(self, pair: PreferencePair, system: str | None = None, max_length: int | None = None) -> TokenizedPair:
+        """The pair's token ids, at most `max_length` for prompt and longer reply.
+
+        Raises:
+            Refused: by a rule, or because the replies alone and the last turn do not fit.
+        """
+        messages, cut = pair.prompt, 0
+        while True:
+            prompt = self.prompt(messages, system)
+            chosen = self.reply(messages, pair.chosen, system)
+            rejected = self.reply(messages, pair.rejected, system)
+            length = len(prompt) + max(len(chosen), len(rejected))
+            if max_length is None or length <= max_length:
+                break
+            shorter = without_oldest_turns(messages)
+            if shorter is None:
+                raise Refused(f"longer than max_length even with its last turn alone (max_length={max_length})")
+            cut += len(messages) - len(shorter)
+            messages = shorter
+        if chosen == rejected:
+            raise Refused("chosen and rejected have the same tokens")
+        return TokenizedPair(pair.id, prompt, chosen, rejected, cut)
+
+    def _render(self, turns: tuple[Message, ...], *, add_generation_prompt: bool) -> list[int]:
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except Exception as error:  # a template raises whatever its author wrote
+            raise Refused(f"the chat template refuses it: {one_line(error, 120)}") from None
+        return list(self.inner(text, add_special_tokens=False)["input_ids"])
+
+    def _check(self, text: str) -> None:
+        for token in self._special:
+            if token in text:
+                raise Refused(f"a text spells the special token {token}")
+
+
+def tokenize_pairs(
+    pairs: Iterable[PreferencePair],
+    tokenizer: Tokenizer,
+    *,
+    system: Callable[[str], str | None] = lambda pair_id: None,
+    max_length: int | None = None,
+) -> tuple[list[TokenizedPair], list[tuple[PreferencePair, str]]]:
+    """All pairs as tokens, and those that were refused with the reason. `system(pair.id)` gives the system prompt."""
+    kept: list[TokenizedPair] = []
+    refused: list[tuple[PreferencePair, str]] = []
+    for pair in pairs:
+        try:
+            kept.append(tokenizer.pair(pair, system(pair.id), max_length))
+        except Refused as reason:
+            refused.append((pair, str(reason)))
+    return kept, refused
+
+
+def make_tokenizer(inner: Any, end_ids: list[int]) -> Tokenizer:
+    """Check once that the template can render a plain conversation, then wrap it.
+
+    Raises:
+        ModelError: it cannot, so that no pair could be used.
+    """
+    tokenizer = Tokenizer(inner, end_ids)
+    try:
+        tokenizer.reply((Message("user", "Hello."),), "Hello.")
+    except Refused as reason:
+        raise ModelError(
+            f"its chat template cannot render a plain question and answer: {reason}",
+            remedy="set chat_template to plain, chatml, or the path of a jinja file",
+        ) from None
+    return tokenizer
+
+
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """`messages` with a system turn first, unless they have one or `system` is None."""
+    if system is None or (messages and messages[0].role == "system"):
+        return messages
+    return (Message("system", system), *messages)
+
+
+def without_oldest_turns(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
+    """`messages` without the oldest user turn and what follows up to the next; the system turn stays.
+    None when only one user turn is left."""
+    head = messages[:1] if messages and messages[0].role == "system" else ()
+    body = messages[len(head) :]
+    for place, message in enumerate(body[1:], start=1):
+        if message.role == "user":
+            return (*head, *body[place:])
+    return None

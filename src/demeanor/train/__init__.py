@@ -1,0 +1,175 @@
+"""Pairs -> adapter. DPO through TRL, resumable, with a check that training starts where the reference stands."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from demeanor.contract import Contract
+from demeanor.errors import InputError, Interrupted, StageError
+from demeanor.model import ModelSource, load_model
+from demeanor.tokens import TokenizedPair
+
+__all__ = ["train_adapter"]
+
+
+def train_adapter(
+    source: ModelSource,
+    tokenizer: Any,
+    pairs: list[TokenizedPair],
+    contract: Contract,
+    *,
+    checkpoints: Path,
+    out: Path,
+    key: str,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[dict[str, float]], None] = lambda logs: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train the adapter, from the last checkpoint when there is one, and save it to the folder `out`.
+
+    Args:
+        source: the model, perhaps with a starting adapter.
+        tokenizer: the Hugging Face tokenizer, saved beside the adapter.
+        pairs: token ids.
+        checkpoints: folder of the checkpoints.
+        key: digest of everything that changes the result; a checkpoint with another key is not used.
+        advance: called with the steps done and all steps.
+        report: called with each log of TRL (loss, rewards/chosen, logps/chosen, ...).
+        say: called with a line for the user.
+
+    Returns:
+        A JSON summary: settings in effect, memory, seconds, and TRL's log history.
+
+    Raises:
+        InputError: there is no pair, or an option is wrong.
+        Interrupted: Ctrl-C; the steps so far are in a checkpoint.
+        StageError: the step-0 margin is not 0, memory does not suffice, or the weights became not finite.
+    """
+    if not pairs:
+        raise InputError("there is no pair to train on")
+    from transformers.utils.logging import disable_progress_bar
+
+    from demeanor.train import dpo
+    from demeanor.train.memory import estimate_memory
+
+    disable_progress_bar()
+    settings = contract.training
+    base = load_model(source, contract, tuned=False)
+    policy = dpo.make_policy(source, base, contract)
+    if source.adapter is not None:
+        say(f"training goes on with the adapter in {source.name}; its own rank and layers are used, not lora_r")
+    reference = load_model(source, contract) if settings.reference == "copy" else None
+    num_trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    bf16 = settings.bf16 if settings.bf16 is not None else wants_bf16(base)
+    memory = estimate_memory(
+        base,
+        num_trainable=num_trainable,
+        longest=max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs),
+        batch_pairs=settings.per_device_train_batch_size,
+        half=bf16,
+        copy=reference is not None,
+    )
+    checkpointing = settings.gradient_checkpointing
+    if checkpointing is None:
+        checkpointing = memory.needs_checkpointing
+    say(f"memory: {memory.describe(checkpointing=checkpointing)}")
+    if not memory.fits:
+        say("memory: the estimate exceeds what is free; a smaller per_device_train_batch_size or max_length needs less")
+    learning_rate = settings.learning_rate or default_learning_rate(base)
+    stopper = _Stopper()
+    trainer = dpo.make_trainer(
+        policy,
+        reference,
+        tokenizer,
+        pairs,
+        contract,
+        checkpoints,
+        learning_rate=learning_rate,
+        bf16=bf16,
+        gradient_checkpointing=checkpointing,
+        callbacks=[dpo.Watch(settings.beta, advance, report, say, stopper.asked), dpo.MarkComplete(key)],
+    )
+    step0 = dpo.check_step0(trainer, bf16=bf16)
+    checkpoint = dpo.last_checkpoint(checkpoints, key)
+    if checkpoint is not None:
+        say(f"resumed from {checkpoint.name}")
+    started = time.time()
+    with stopper.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state = trainer.state
+    if stopper.asked() and state.global_step < state.max_steps:
+        raise Interrupted(f"stopped after step {state.global_step} of {state.max_steps}; the checkpoint is kept")
+    if not all(bool(p.isfinite().all()) for p in policy.parameters() if p.requires_grad):
+        raise StageError("the adapter's weights are no longer finite; a smaller learning_rate helps")
+    policy.save_pretrained(out, selected_adapters=["default"])
+    tokenizer.save_pretrained(out)
+    return {
+        "learning_rate": learning_rate,
+        "bf16": bf16,
+        "gradient_checkpointing": checkpointing,
+        "memory_bytes": memory.to_json(),
+        "reference": settings.reference,
+        "step0_margin_nats": step0,
+        "num_pairs": len(pairs),
+        "num_trainable": num_trainable,
+        "steps": state.global_step,
+        "seconds": round(time.time() - started, 2),
+        "log": state.log_history,
+    }
+
+
+def default_learning_rate(model: Any) -> float:
+    """A LoRA learning rate for DPO by the model's width: 5e-5 at hidden size 2000, growing as (2000 / width)^0.775.
+
+    The exponent is the one that Schulman et al. (2025, "LoRA Without Regret") fitted for Llama models; the level is a
+    tenth of theirs for supervised training, the usual distance of DPO.
+    """
+    width = model.config.get_text_config().hidden_size
+    return float(f"{5e-5 * (2000 / width) ** 0.775:.2g}")
+
+
+def wants_bf16(model: Any) -> bool:
+    """True on an accelerator that has bfloat16, and on a CPU with AMX tiles when the model is wide enough to gain."""
+    import torch
+
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported():
+        return False
+    return int(model.config.get_text_config().hidden_size) >= 512
+
+
+class _Stopper:
+    """Remembers a first Ctrl-C (or SIGTERM) so that training ends after the step with a checkpoint; a second one is
+    raised at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def asked(self) -> bool:
+        return self._asked
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(number: int, frame: Any) -> None:
+            if self._asked:
+                raise KeyboardInterrupt
+            self._asked = True
+
+        old = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)

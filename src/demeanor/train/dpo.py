@@ -1,0 +1,235 @@
+"""Everything that touches TRL: our pairs under TRL's DPOTrainer, a PEFT adapter, the reference, checkpoints.
+
+The pairs arrive as token ids (`tokens.py`), so TRL neither applies a template nor truncates. TRL's losses, options,
+logging and Accelerate stay as they are. The implicit reward of a reply is beta (log p_policy - log p_reference), and the
+loss -log sigmoid(reward of chosen - reward of rejected) (Rafailov et al. 2023); before the first step policy and reference
+are the same function, so every margin is 0, which is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import DPOConfig, DPOTrainer
+
+from demeanor.contract import Contract
+from demeanor.errors import InputError, ModelError, StageError, one_line
+from demeanor.model import ModelSource
+from demeanor.tokens import TokenizedPair
+
+PROVEN_TRL = ("1.16.0",)  # the versions the tests were run on
+COMPLETE = "complete.json"  # written into a checkpoint last; one without it was cut short and is not resumed from
+
+
+class PairTrainer(DPOTrainer):
+    """TRL's DPOTrainer over pairs that are token ids already (`prompt_ids`, `chosen_ids`, `rejected_ids`)."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+def make_policy(source: ModelSource, base: Any, contract: Contract) -> PeftModel:
+    """The model with the adapter that will be trained: a new one, or the one that the model came with.
+
+    Raises:
+        ModelError: the model has no layer of the names in `lora_target_modules`.
+    """
+    settings = contract.training
+    if source.adapter is not None:
+        return PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
+    targets = settings.lora_target_modules
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules()),
+    )
+    torch.manual_seed(settings.seed)
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        names = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if type(m).__name__ in ("Linear", "Conv1D")})
+        raise ModelError(
+            f"has no layers for this adapter: {one_line(error, 140)}",
+            where=source.name,
+            remedy=f"set training.lora_target_modules to some of {', '.join(names)}, or to all-linear",
+        ) from None
+
+
+def make_trainer(
+    policy: PeftModel,
+    reference: Any,
+    tokenizer: Any,
+    pairs: list[TokenizedPair],
+    contract: Contract,
+    checkpoints: Path,
+    *,
+    learning_rate: float,
+    bf16: bool,
+    gradient_checkpointing: bool,
+    callbacks: list[TrainerCallback],
+) -> PairTrainer:
+    """A trainer that is ready to train.
+
+    Raises:
+        InputError: TRL refuses the options.
+    """
+    settings = contract.training
+    options: dict[str, Any] = {"report_to": "none", "logging_steps": 5, "save_total_limit": 2, **settings.trl_options}
+    if settings.sft_weight > 0:
+        losses = options.get("loss_type", "sigmoid")
+        losses = [losses] if isinstance(losses, str) else list(losses)
+        options["loss_type"] = [*losses, "sft"]
+        options["loss_weights"] = [1.0] * len(losses) + [settings.sft_weight]
+    try:
+        arguments = DPOConfig(
+            output_dir=str(checkpoints),
+            beta=settings.beta,
+            max_length=None,  # the pairs are cut already, by the rules of tokens.py
+            precompute_ref_log_probs=settings.reference == "precomputed",
+            learning_rate=learning_rate,
+            per_device_train_batch_size=settings.per_device_train_batch_size,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            num_train_epochs=settings.num_train_epochs,
+            warmup_steps=settings.warmup_steps,
+            lr_scheduler_type=settings.lr_scheduler_type,
+            max_grad_norm=settings.max_grad_norm,
+            save_strategy="steps",
+            save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
+            bf16=bf16,
+            gradient_checkpointing=gradient_checkpointing,
+            seed=settings.seed,
+            disable_tqdm=True,
+            **options,
+        )
+        trainer = PairTrainer(
+            model=policy,
+            ref_model=reference,
+            args=arguments,
+            train_dataset=Dataset.from_list(
+                [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+            ),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"TRL refuses these options: {one_line(error)}", where="training") from None
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def step0_margins(trainer: PairTrainer, num_pairs: int = 8) -> list[float]:
+    """The margins (nats, without beta) of the first pairs before any step: (chosen - rejected) of policy - reference."""
+    rows = [trainer.train_dataset[index] for index in range(min(num_pairs, len(trainer.train_dataset)))]
+    batch = {key: value.to(trainer.accelerator.device) for key, value in trainer.data_collator(rows).items()}
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    model = trainer.model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        chosen, rejected = model(**inputs, labels=labels, fused_lm_head=True).log_probs.sum(dim=1).chunk(2)
+        if "ref_chosen_logps" in batch:
+            ref_chosen, ref_rejected = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+        else:
+            ref_chosen, ref_rejected = trainer.compute_ref_log_probs(trainer.ref_model or model, batch)
+    margins: list[float] = ((chosen - rejected) - (ref_chosen - ref_rejected)).float().tolist()
+    return margins
+
+
+def check_step0(trainer: PairTrainer, *, bf16: bool) -> float:
+    """Refuse to train when policy and reference differ before the first step. Returns the largest margin, nats.
+
+    The tolerance covers only that a precomputed or merged reference is added up in another order.
+
+    Raises:
+        StageError: a margin is not 0.
+    """
+    worst = max(map(abs, step0_margins(trainer)))
+    exact = trainer.ref_model is None and not trainer.precompute_ref_logps
+    tolerance = 0.0 if exact else 1.0 if bf16 else 5e-3
+    if not worst <= tolerance:
+        raise StageError(
+            f"the margin before the first step is {worst:.3g} nats, not 0: the reference is not the model that is trained; "
+            "nothing was trained"
+        )
+    return worst
+
+
+def last_checkpoint(checkpoints: Path, key: str) -> Path | None:
+    """The newest complete checkpoint of a training with the inputs `key`; all others are removed."""
+    good: dict[int, Path] = {}
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            marker = json.loads((folder / COMPLETE).read_text("utf-8"))
+        except (OSError, ValueError):
+            marker = {}
+        if marker.get("key") == key:
+            good[int(marker["step"])] = folder
+        else:
+            shutil.rmtree(folder)
+    return good[max(good)] if good else None
+
+
+class MarkComplete(TrainerCallback):
+    """Writes the marker into each checkpoint once all else of it is on disk."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        aside = folder / f".{COMPLETE}"
+        aside.write_text(json.dumps({"key": self.key, "step": state.global_step}), "utf-8")
+        aside.replace(folder / COMPLETE)
+
+
+class Watch(TrainerCallback):
+    """Reports each step and each log, warns once of likelihood displacement, and stops after a step when asked.
+
+    Args:
+        beta: rewards are divided by it to give changes of log p in nats.
+        advance: called with the number of steps done, then of all.
+        report: called with each log's figures.
+        say: called with a warning.
+        stop: asked after each step; True saves a checkpoint and ends the training.
+    """
+
+    PATIENCE = 5  # logs in a row before the warning
+
+    def __init__(
+        self,
+        beta: float,
+        advance: Callable[[int, int], None],
+        report: Callable[[dict[str, float]], None],
+        say: Callable[[str], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self.beta, self.advance, self.report, self.say, self.stop = beta, advance, report, say, stop
+        self.falling = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.advance(state.global_step, state.max_steps)
+        if self.stop() and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "rewards/chosen" not in logs:
+            return
+        self.report(logs)
+        change = float(logs["rewards/chosen"]) / self.beta
+        self.falling = self.falling + 1 if change < -1.0 and float(logs["rewards/margins"]) > 0 else 0
+        if self.falling == self.PATIENCE:
+            self.say(
+                f"the chosen replies become less likely (now {change:+.1f} nats) while the margin grows: likelihood "
+                "displacement; training.sft_weight (0.1 to 1) holds them up"
+            )

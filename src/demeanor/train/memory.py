@@ -1,0 +1,101 @@
+"""What a training will need, in bytes, before it starts; and whether gradient checkpointing must save it.
+
+The estimate adds up the weights (twice with a frozen copy), the adapter with its gradient and Adam's two moments, and
+the activations that the backward pass keeps. For one token a transformer layer keeps about 10 vectors of the hidden
+size, 4 of the feed-forward size and, without a fused attention, the attention weights; with checkpointing one vector a
+layer and one whole layer. The language-model head works in tiles, of which one is held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+HEAD_TILE = 1024  # positions whose logits are held at a time
+MAY_USE = 0.8  # of the free memory
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """All in bytes."""
+
+    weights: int
+    reference: int
+    adapter: int
+    activations: int
+    activations_checkpointed: int
+    head: int
+    available: int
+
+    def total(self, *, checkpointing: bool) -> int:
+        kept = self.activations_checkpointed if checkpointing else self.activations
+        return self.weights + self.reference + self.adapter + kept + self.head
+
+    @property
+    def needs_checkpointing(self) -> bool:
+        return self.total(checkpointing=False) > MAY_USE * self.available
+
+    @property
+    def fits(self) -> bool:
+        return self.total(checkpointing=True) <= self.available
+
+    def describe(self, *, checkpointing: bool) -> str:
+        kept = self.activations_checkpointed if checkpointing else self.activations
+        parts = f"weights {gib(self.weights + self.reference)}, activations {gib(kept)}, head {gib(self.head)}"
+        how = "with" if checkpointing else "without"
+        total = gib(self.total(checkpointing=checkpointing))
+        return f"about {total} of {gib(self.available)} free, {how} gradient checkpointing ({parts})"
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def estimate_memory(
+    model: Any, *, num_trainable: int, longest: int, batch_pairs: int, half: bool, copy: bool
+) -> MemoryEstimate:
+    """The estimate for a padded batch of the longest pairs.
+
+    Args:
+        model: the loaded model; its weights are counted as they are.
+        num_trainable: parameters that are trained.
+        longest: tokens of the longest prompt + reply.
+        batch_pairs: pairs a step and device; each is two sequences.
+        half: activations in 16 bits instead of 32.
+        copy: a second frozen model is loaded as the reference.
+    """
+    config = model.config.get_text_config()
+    hidden = config.hidden_size
+    layers = config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    width = 2 if half else 4
+    weights = int(sum(p.numel() * p.element_size() for p in model.parameters()))
+    tokens = 2 * batch_pairs * longest
+    a_layer = tokens * (10 * hidden + 4 * inner) * width
+    head = min(tokens, HEAD_TILE) * config.vocab_size * 4 * 2
+    return MemoryEstimate(
+        weights=weights,
+        reference=weights if copy else 0,
+        adapter=num_trainable * 16,
+        activations=layers * a_layer,
+        activations_checkpointed=a_layer + layers * tokens * hidden * width,
+        head=head,
+        available=available_bytes(model),
+    )
+
+
+def available_bytes(model: Any) -> int:
+    """Free memory of the model's device plus what the loaded weights already hold of it."""
+    import torch
+
+    device = next(model.parameters()).device
+    held = int(sum(p.numel() * p.element_size() for p in model.parameters()))
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + held
+    import psutil
+
+    return int(psutil.virtual_memory().available) + held
+
+
+def gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**29 else f"{num_bytes / 2**20:.0f} MiB"
