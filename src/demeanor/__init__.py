@@ -18,7 +18,7 @@ _HOME = {
     "split_pairs": "demeanor.curate",
     "train_adapter": "demeanor.train",
     "measure_model": "demeanor.measure",
-    "prove": "demeanor.prove",
+    "prove_contract": "demeanor.prove",
     "write_report": "demeanor.report",
     "merge_adapter": "demeanor.release",
     "load_contract": "demeanor.contract",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from demeanor.pairs import read_pairs
     from demeanor.pipeline import run
     from demeanor.plan import plan_run
-    from demeanor.prove import prove
+    from demeanor.prove import prove_contract
     from demeanor.records import (
         Comparison,
         DroppedRow,
@@ -77,6 +77,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'demeanor' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)
-    # `prove` is a verb and a room; the attribute must stay the verb once the room is imported
     globals()[name] = value
     return value

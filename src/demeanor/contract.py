@@ -7,11 +7,23 @@ nearest right one. `training` also takes every option of TRL's DPOConfig and of 
 from __future__ import annotations
 
 import difflib
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from demeanor.errors import ContractError, one_line
 from demeanor.records import content_id
@@ -32,12 +44,35 @@ MEASURES = {
     "reward_accuracy": "share of pairs whose implicit reward is higher for the safe (chosen) reply; after only",
     "validation_loss": "the DPO loss on the held-out pairs, nats; ln 2 before training",
     "length_accuracy": "what the better of 'the longer reply wins' and 'the shorter wins' reaches on the same pairs",
-    "displaced_share": "share of pairs whose safe (chosen) reply became less likely although the margin grew; after only",
+    "displaced_share": "share of pairs whose chosen reply became less likely although the margin grew; after only",
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class _Base(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, data: Any) -> Any:
+        """pydantic would read `yes` as 1."""
+        for name, field in cls.model_fields.items():
+            if isinstance(data, dict) and isinstance(data.get(name), bool):
+                kinds = {field.annotation, *get_args(field.annotation)}
+                if bool not in kinds and kinds & {int, float}:
+                    raise _fault(f"must be a number, not {data[name]}", name)
+        return data
+
+
+class _Section(_Base):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _fault(text: str, *path: str | int) -> PydanticCustomError:
+    """A fault of the key `path` below the section that is being checked."""
+    return PydanticCustomError("contract", "{text}", {"text": text, "path": path})
 
 
 class Limit(_Section):
@@ -53,7 +88,7 @@ class Limit(_Section):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in MEASURES:
-            raise ValueError(f"no such measure{_nearest(name, MEASURES)}")
+            raise _fault(f"no measure is called {name!r}{_nearest(name, MEASURES)}")
         return name
 
     @model_validator(mode="after")
@@ -80,21 +115,41 @@ class Promise(_Section):
     about: str = Field("", description="one sentence for the report")
     violating_openings: tuple[str, ...] = Field((), description="the reply must not begin with any of these")
     safe_openings: tuple[str, ...] = Field((), description="the reply should begin with one of these")
-    violating_patterns: tuple[str, ...] = Field((), description="regular expressions; a sampled reply that holds one violates")
-    probes: str | None = Field(None, description="a file of pairs (prompt, chosen, rejected): held out, never trained on")
+    violating_patterns: tuple[str, ...] = Field(
+        (), description="regular expressions; a sampled reply that holds one violates"
+    )
+    probes: _Text | None = Field(
+        None, description="a file of pairs (prompt, chosen, rejected): held out, never trained on"
+    )
     limits: tuple[Limit, ...] = Field((), description="what must hold after training")
 
     @model_validator(mode="after")
     def _prefix_free(self) -> Promise:
-        for name in ("violating_openings", "safe_openings"):
-            openings = getattr(self, name)
-            if any(not opening.strip() for opening in openings):
-                raise ValueError(f"{name} holds an empty opening")
-        everything = self.violating_openings + self.safe_openings
-        for one in everything:
-            for other in everything:
-                if one is not other and other.startswith(one):
-                    raise ValueError(f"the opening {one!r} is the beginning of {other!r}; keep one of them")
+        everything = [
+            (name, place, text)
+            for name in ("violating_openings", "safe_openings")
+            for place, text in enumerate(getattr(self, name))
+        ]
+        for number, (name, place, text) in enumerate(everything):
+            if not text.strip():
+                raise _fault("an empty opening", name, place)
+            for other_number, (*_, other) in enumerate(everything):
+                if number != other_number and other.startswith(text):
+                    raise _fault(f"{text!r} is the beginning of {other!r}; keep one of them", name, place)
+        return self
+
+    @model_validator(mode="after")
+    def _readable(self) -> Promise:
+        for place, pattern in enumerate(self.violating_patterns):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise _fault(f"{pattern!r} is no regular expression: {error}", "violating_patterns", place) from None
+        seen: set[str] = set()
+        for place, limit in enumerate(self.limits):
+            if limit.id("") in seen:
+                raise _fault("the same limit stands twice", "limits", place)
+            seen.add(limit.id(""))
         return self
 
 
@@ -110,25 +165,32 @@ class Behaviour(Promise):
 
     @model_validator(mode="after")
     def _by_kind(self) -> Behaviour:
-        if self.kind == "transient":
-            if self.value is None:
-                raise ValueError("a transient behaviour needs `value`, the text for the system prompt")
-            if self.limits or self.probes or self.violating_openings or self.safe_openings:
-                raise ValueError("a transient behaviour is never trained: it takes only about, value and examples")
-        elif self.value is not None or self.examples:
-            raise ValueError("`value` and `examples` belong to transient behaviours")
+        if self.kind == "permanent":
+            for name in ("value", "examples"):
+                if getattr(self, name) not in (None, ()):
+                    raise _fault("belongs to transient behaviours", name)
+            return self
+        if self.value is None:
+            raise _fault("a transient behaviour needs `value`, the text for the system prompt")
+        for name in ("limits", "probes", "violating_openings", "safe_openings", "violating_patterns"):
+            if getattr(self, name):
+                raise _fault("a transient behaviour is never trained: it takes only about, value and examples", name)
+        if self.value in self.examples:
+            raise _fault(
+                "today's `value` would be learned from this example", "examples", self.examples.index(self.value)
+            )
         return self
 
 
 class Data(_Section):
     """Where the pairs come from, and what is held out."""
 
-    pairs: tuple[str, ...] = Field(description="files, folders or Hub ids of preference pairs")
+    pairs: tuple[_Text, ...] = Field(min_length=1, description="files, folders or Hub ids of preference pairs")
     heldout_fraction: float = Field(0.1, ge=0, lt=1, description="share of the prompts that is held out as probes")
     max_heldout: int = Field(200, ge=0, description="at most so many held-out pairs")
     max_pairs: int | None = Field(None, ge=1, description="read at most so many rows of each source")
     split: str = Field("train", description="split of a data set that has several")
-    seed: int = Field(0, description="of the split")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the split")
 
     @field_validator("pairs", mode="before")
     @classmethod
@@ -136,25 +198,30 @@ class Data(_Section):
         return (value,) if isinstance(value, str) else value
 
 
-class Training(BaseModel):
+class Training(_Base):
     """How the adapter is trained. Every other key goes to TRL's DPOConfig under its own name."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
 
     objective: Literal["dpo"] = Field("dpo", description="dpo; TRL's other losses of the family by `loss_type`")
     reference: Literal["adapter-off", "copy", "precomputed"] = Field(
-        "adapter-off", description="adapter-off: the policy without its adapter; copy: a second frozen model; "
-        "precomputed: its log-probabilities once, before training"
+        "adapter-off",
+        description="adapter-off: the policy without its adapter; copy: a second frozen model; "
+        "precomputed: its log-probabilities once, before training",
     )
     lora_r: int = Field(16, ge=1, description="rank of the adapter")
     lora_alpha: int = Field(32, ge=1, description="the adapter is scaled by lora_alpha / lora_r")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the adapter; TRL switches it off by default")
-    lora_target_modules: tuple[str, ...] | str = Field(
+    lora_target_modules: Annotated[tuple[_Text, ...], Field(min_length=1)] | _Text = Field(
         ("q_proj", "v_proj"), description="names of the linear layers to adapt, or all-linear"
     )
     beta: float = Field(0.1, gt=0, description="strength of the pull towards the reference")
-    sft_weight: float = Field(0.0, ge=0, description="weight of an SFT term on the chosen reply (RPO), against displacement")
-    max_length: int = Field(1024, ge=2, description="tokens of prompt and reply; longer prompts lose their oldest turns")
+    sft_weight: float = Field(
+        0.0, ge=0, description="weight of an SFT term on the chosen reply (RPO), against displacement"
+    )
+    max_length: int = Field(
+        1024, ge=2, description="tokens of prompt and reply; longer prompts lose their oldest turns"
+    )
     learning_rate: float | None = Field(None, gt=0, description="default: scaled with the model's width")
     per_device_train_batch_size: int = Field(8, ge=1, description="pairs a step and device")
     gradient_accumulation_steps: int = Field(1, ge=1, description="steps added up for one update")
@@ -163,10 +230,12 @@ class Training(BaseModel):
     lr_scheduler_type: str = Field("cosine", description="as in TrainingArguments")
     max_grad_norm: float = Field(1.0, ge=0, description="as in TrainingArguments")
     save_steps: float = Field(0.1, gt=0, description="a checkpoint every so many steps (under 1: share of all steps)")
-    bf16: bool | None = Field(None, description="default: where the machine has it and the model is large enough to gain")
+    bf16: bool | None = Field(
+        None, description="default: where the machine has it and the model is large enough to gain"
+    )
     gradient_checkpointing: bool | None = Field(None, description="default: only when the memory estimate asks for it")
     attn_implementation: str | None = Field(None, description="default: flash_attention_2 when installed, else sdpa")
-    seed: int = Field(0, description="of the data order and the adapter's start")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the data order and the adapter's start")
 
     @property
     def trl_options(self) -> dict[str, Any]:
@@ -184,14 +253,16 @@ class Measurement(_Section):
     batch_size: int = Field(16, ge=1, description="probes scored at a time")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval and limit")
     resamples: int = Field(10_000, ge=1000, description="of the bootstrap")
-    seed: int = Field(0, description="of the sampling and the bootstrap")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the sampling and the bootstrap")
 
 
 class Contract(_Section):
     """The whole promise. `root` is the folder that relative paths start from; it is not part of the file."""
 
     name: str = Field("run", min_length=1, description="a name for the report")
-    model: str = Field(STARTER, description="a local folder or Hub id (a tuned adapter's folder works too), or starter")
+    model: _Text = Field(
+        STARTER, description="a local folder or Hub id (a tuned adapter's folder works too), or starter"
+    )
     revision: str | None = Field(None, description="of a Hub model: branch, tag or commit")
     trust_remote_code: bool = Field(False, description="run code that comes with the model; off unless you trust it")
     chat_template: str | None = Field(
@@ -201,7 +272,9 @@ class Contract(_Section):
         None, description="put before every prompt that has no system turn; {id} is replaced by a transient value"
     )
     behaviours: dict[str, Behaviour] = Field(default_factory=dict, description="by id")
-    collateral: dict[str, Promise] = Field(default_factory=dict, description="what must not change; measured, never trained")
+    collateral: dict[str, Promise] = Field(
+        default_factory=dict, description="what must not change; measured, never trained"
+    )
     data: Data
     training: Training = Field(default_factory=lambda: Training())
     measurement: Measurement = Field(default_factory=Measurement)
@@ -210,10 +283,10 @@ class Contract(_Section):
     def _consistent(self) -> Contract:
         for name in self.behaviours:
             if name in self.collateral:
-                raise ValueError(f"{name} stands in behaviours and in collateral")
+                raise _fault("stands in behaviours and in collateral", "collateral", name)
         for name, behaviour in self.behaviours.items():
             if behaviour.kind == "transient" and "{" + name + "}" not in (self.system_prompt or ""):
-                raise ValueError(f"the transient behaviour {name} has no place in system_prompt: write {{{name}}} there")
+                raise _fault(f"has no place in system_prompt: write {{{name}}} there", "behaviours", name)
         return self
 
     @property
@@ -223,18 +296,17 @@ class Contract(_Section):
         return {**trained, **self.collateral}
 
     def system_text(self, key: str | None = None) -> str | None:
-        """The system prompt with today's transient values, or, for the training pair `key`, with one of the examples."""
-        text = self.system_prompt
-        if text is None:
+        """The system prompt with today's transient values, or, for the training pair `key`, with examples."""
+        if self.system_prompt is None:
             return None
+        values = {}
         for name, behaviour in self.behaviours.items():
-            if behaviour.kind != "transient":
-                continue
-            value = behaviour.value or ""
-            if key is not None and behaviour.examples:
-                value = behaviour.examples[int(content_id(name, key), 16) % len(behaviour.examples)]
-            text = text.replace("{" + name + "}", value)
-        return text
+            if behaviour.kind == "transient":
+                values[name] = behaviour.value or ""
+                if key is not None and behaviour.examples:
+                    values[name] = behaviour.examples[int(content_id(name, key), 16) % len(behaviour.examples)]
+        places = "|".join(map(re.escape, values))  # all at once: a value that says {other} stays as it is
+        return re.sub(f"{{({places})}}", lambda found: values.get(found[1], found[0]), self.system_prompt)
 
 
 def load_contract(path: str | Path, overrides: tuple[str, ...] = ()) -> Contract:
@@ -257,62 +329,58 @@ def load_contract(path: str | Path, overrides: tuple[str, ...] = ()) -> Contract
     return parse_contract(text, str(path), overrides, root=path.parent)
 
 
-def parse_contract(text: str, where: str = "contract", overrides: tuple[str, ...] = (), root: Path | None = None) -> Contract:
+def parse_contract(
+    text: str, where: str = "contract", overrides: tuple[str, ...] = (), root: Path | None = None
+) -> Contract:
     """`load_contract` for a text; `root`, when given, is where its relative paths start from."""
-    try:
-        data = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ContractError(f"not YAML: {getattr(error, 'problem', None) or one_line(error)}", where=where + line) from None
+    data, node = _read_yaml(text, where)
     if not isinstance(data, dict):
         raise ContractError("a contract is a mapping of keys", where=where, remedy="`demeanor init` writes one")
-    _refuse_repeated_keys(node, where)
-    contract = build_contract(apply_overrides(data, overrides), where, node)
+    contract = build_contract(apply_overrides(data, overrides), where, node, overrides)
     return resolve_paths(contract, root) if root is not None else contract
 
 
-def build_contract(data: dict[str, Any], where: str = "contract", node: yaml.Node | None = None) -> Contract:
-    """Check `data`, naming the line of a fault when the YAML `node` it came from is given."""
+def build_contract(
+    data: dict[str, Any], where: str = "contract", node: yaml.Node | None = None, overrides: tuple[str, ...] = ()
+) -> Contract:
+    """Check `data`, naming the line of a fault when the YAML `node` it came from is given, or the override."""
+    source = _Source(where, node, overrides)
     try:
         contract = Contract.model_validate(data)
     except ValidationError as error:
-        raise ContractError(_describe(error, node, where)) from None
-    _check_trl_options(contract, node, where)
+        raise _describe(error, data, source) from None
+    _check_trl_options(contract, source)
     return contract
 
 
 def dump_contract(contract: Contract) -> str:
     """The whole contract as YAML, defaults included, so that it means the same under another version's defaults."""
-    data = contract.model_dump(mode="json", exclude_none=True)
-    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    data = contract.model_dump(mode="json", exclude_none=True)  # None is the default wherever ours may be None
+    data["training"] |= {name: None for name, value in contract.training.trl_options.items() if value is None}
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
 def apply_overrides(data: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     """A copy of `data` with each `a.b.c=value` set; values are read as YAML."""
-    data = yaml.safe_load(yaml.safe_dump(data))
+    data = _unshared(data)
     for item in overrides:
-        key, equals, raw = item.partition("=")
-        if not equals or not key.strip():
+        path, raw = _override_path(item), item.partition("=")[2]
+        if "=" not in item or not all(path):
             raise ContractError(f"cannot read {item!r}", where="--set", remedy="write it as key.key=value")
         target = data
-        *parents, last = key.strip().split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
+        for parent in path[:-1]:
+            if target.get(parent) is None:  # a section that is not there, or that is empty
+                target[parent] = {}
+            target = target[parent]
             if not isinstance(target, dict):
                 raise ContractError(f"{parent} is not a section", where=f"--set {item}")
         try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError:
+            value = yaml.load(raw, Loader=_Loader)
+        except _NOT_YAML:
             value = raw
-        if isinstance(value, str):  # YAML reads 1e-4 as text; people mean the number
-            try:
-                value = float(value)
-            except ValueError:
-                pass
-        target[last] = value
+        is_text = isinstance(value, dict) and not raw.strip().startswith("{")  # "Note: closed"
+        target[path[-1]] = raw.strip() if is_text else value
     return data
 
 
@@ -322,7 +390,10 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
     def fix(text: str | None) -> str | None:
         if text is None or text == STARTER or Path(text).is_absolute():
             return text
-        return str((root / text).resolve()) if (root / text).exists() else text
+        try:
+            return str((root / text).resolve(strict=True))
+        except (OSError, ValueError, RuntimeError):  # a Hub id, or a text that can be no path
+            return text
 
     def fix_promise(promise: Any) -> Any:
         return promise.model_copy(update={"probes": fix(promise.probes)})
@@ -338,105 +409,251 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
     )
 
 
-def _nearest(word: str, known: Any) -> str:
-    best = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but 1e-4 is a number and a date is text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would read as numbers."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+_Dumper.add_representer(  # PyYAML folds a "next line" character that is not escaped
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None),
+)
+
+# what PyYAML raises, also for texts such as 0x_, !!bool maybe, or a thousand brackets
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+_MAX_VALUES = 100_000
+
+
+def _read_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+    """The data, and the tree of nodes that knows the lines."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _check_nodes(node, where)
+        return (None if node is None else loader.construct_document(node)), node
+    except _NOT_YAML as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or one_line(error)
+        raise ContractError(f"not YAML: {problem}", where=where + line) from None
+
+
+def _check_nodes(root: yaml.Node | None, where: str) -> None:
+    """Refuse a key that stands twice or is not text, and anchors that hold themselves or multiply without end."""
+    waiting, num_values = [root], 0
+    while waiting:
+        node, num_values = waiting.pop(), num_values + 1
+        if num_values > _MAX_VALUES:
+            raise ContractError(
+                f"holds more than {_MAX_VALUES:,} values", where=where, remedy="look at its anchors (&)"
+            )
+        if isinstance(node, yaml.MappingNode):
+            seen: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                shown = one_line(key.value, 60)
+                if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEY_TAGS:
+                    raise ContractError(
+                        f"the key {shown} is not text", where=f"{where}, line {line}", remedy="put it in quotes"
+                    )
+                if key.value in seen:
+                    raise ContractError(
+                        f"the key {shown} stands twice",
+                        where=f"{where}, line {line}",
+                        remedy=f"the first is in line {seen[key.value]}",
+                    )
+                seen[key.value] = line
+                waiting.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+
+
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
+
+def _unshared(data: Any) -> Any:
+    """A copy in which no two places are the same list or dict, as an anchor makes them."""
+    if isinstance(data, dict):
+        return {key: _unshared(value) for key, value in data.items()}
+    return [_unshared(item) for item in data] if isinstance(data, list) else data
+
+
+def _override_path(item: str) -> list[str]:
+    return [part.strip() for part in item.partition("=")[0].split(".")]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the keys come from: a file with its YAML nodes, and overrides that win over it."""
+
+    where: str
+    node: yaml.Node | None
+    overrides: tuple[str, ...]
+
+    def at(self, path: tuple[Any, ...]) -> str:
+        """The override that set `path`, or `where, line N` of the deepest node of `path` that exists."""
+        names = [str(part) for part in path]
+        for item in reversed(self.overrides):
+            key = _override_path(item)
+            if names[: len(key)] == key:
+                return f"--set {item}"
+        line, node = None, self.node
+        for part in path:
+            found = None
+            if isinstance(node, yaml.MappingNode):
+                for key_node, value_node in node.value:
+                    if key_node.value == str(part):
+                        found, line = value_node, key_node.start_mark.line + 1
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                found = node.value[part]
+                line = found.start_mark.line + 1
+            if found is None:
+                break
+            node = found
+        return f"{self.where}, line {line}" if line else self.where
+
+
+def _describe(error: ValidationError, data: dict[str, Any], source: _Source) -> ContractError:
+    """The first fault of `error`, but a key that is misspelt before the one that is missing for it."""
+    faults = error.errors()
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    path = _real_path((*first["loc"], *first.get("ctx", {}).get("path", ())), data, missing=first["type"] == "missing")
+    given, name = first.get("input"), _dotted(path)
+    shown = "" if isinstance(given, dict | list) else ", but it is empty" if given is None else f", not {given!r}"
+    shown = one_line(shown, 70)
+    remedy = ""
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key {name}{_nearest_key(str(path[-1]), _keys_at(path[:-1]))}"
+    elif first["type"] == "missing":
+        message = f"{name} is missing"
+    elif first["type"] == "contract":
+        message = f"{name}: {first['msg']}"
+    elif first["type"] in _IN_OUR_WORDS:
+        message = f"{name}: must be {_IN_OUR_WORDS[first['type']]}{shown}"
+        if first["type"] == "string_type" and given is not None and not isinstance(given, dict | list):
+            remedy = "put it in quotes"
+    else:
+        text = first["msg"].removeprefix("Value error, ")
+        message = f"{name}: {text[0].lower()}{text[1:]}{shown}"
+        if first["type"] == "literal_error":
+            expected = str(first.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
+            message += _nearest(str(given), expected)
+    # a value that could be of several kinds has a fault for each
+    more = len({_real_path(fault["loc"], data) for fault in faults}) - 1
+    return ContractError(message + (f" (and {more} more)" if more else ""), where=source.at(path), remedy=remedy)
+
+
+_IN_OUR_WORDS = {
+    "string_type": "text",
+    "string_unicode": "text without half characters",
+    "string_too_short": "some text",
+    "too_short": "a list with at least one item",
+    "tuple_type": "a list",
+    "dict_type": "a section of keys",
+    "model_type": "a section of keys",
+}
+
+
+def _real_path(loc: tuple[Any, ...], data: Any, *, missing: bool = False) -> tuple[Any, ...]:
+    """`loc` without what pydantic adds to it and is no key of `data`, such as the kinds of a union."""
+    path = []
+    for part in loc:
+        try:
+            data = data[part]
+        except (LookupError, TypeError):
+            if not missing:
+                continue
+        path.append(part)
+    return tuple(path)
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return one_line(".".join(map(str, path)), 120) or "the contract"
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"data": Data, "training": Training, "measurement": Measurement}
+
+
+def _keys_at(path: tuple[Any, ...]) -> list[str]:
+    """The keys that are allowed at `path`, for the nearest right one."""
+    section: Any = Contract
+    if path and path[0] in ("behaviours", "collateral"):
+        section = Limit if path[2:3] == ("limits",) else Behaviour if path[0] == "behaviours" else Promise
+    elif path:
+        section = _SECTIONS[path[0]]
+    return list(section.model_fields)
+
+
+def _nearest_key(word: str, known: list[str]) -> str:
+    """`_nearest`, but a key that is right in another section is named with it."""
+    for name, section in _SECTIONS.items():
+        if word in section.model_fields:
+            return f"; did you mean {name}.{word}?"
+    return f"; did you mean {word}, outside this section?" if word in Contract.model_fields else _nearest(word, known)
+
+
+def _nearest(word: str, known: Any, cutoff: float = 0.5) -> str:
+    best = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {best[0]}?" if best else ""
 
 
-def _check_trl_options(contract: Contract, node: yaml.Node | None, where: str) -> None:
-    """Refuse a training key that neither we nor TRL's DPOConfig know. TRL is imported only when there is one."""
+def _check_trl_options(contract: Contract, source: _Source) -> None:
+    """Refuse a training key that neither we nor TRL's DPOConfig know, and a value of another type than TRL's.
+
+    TRL is imported only when there is such a key.
+    """
     extra = contract.training.trl_options
     if not extra:
         return
-    from dataclasses import fields
-
     from trl import DPOConfig
 
-    trl_names = {f.name for f in fields(DPOConfig) if f.init}
-    for name in extra:
+    types = {field.name: field.type for field in fields(DPOConfig) if field.init}
+    for name, value in extra.items():
+        where = source.at(("training", name))
         if name in OURS_NOT_TRL:
-            raise ContractError(
-                f"training.{name} is set by Demeanor", where=_at(node, ("training", name), where), remedy=OURS_NOT_TRL[name]
-            )
-        if name not in trl_names:
-            hint = _nearest(name, [*Training.model_fields, *trl_names])
-            raise ContractError(f"unknown key training.{name}{hint}", where=_at(node, ("training", name), where))
+            raise ContractError(f"training.{name} is set by Demeanor", where=where, remedy=OURS_NOT_TRL[name])
+        if name not in types:
+            hint = _nearest(name, Training.model_fields, 0.75) or _nearest_key(name, [*Training.model_fields, *types])
+            raise ContractError(f"unknown key training.{name}{hint}", where=where)
+        if not _fits(value, types[name]):
+            kind = getattr(types[name], "__name__", None) or str(types[name])
+            raise ContractError(f"training.{name}: must be {kind}, not {one_line(repr(value), 60)}", where=where)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Is `value` of the type `kind`, as TRL declares it? A single text stands for a list of one."""
+    try:
+        adapter = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
+        adapter.validate_python([value] if kind == list[str] and isinstance(value, str) else value)
+    except ValidationError:
+        return False
+    except PydanticSchemaGenerationError:
+        pass  # a type that pydantic does not know; TRL checks it
+    return True
 
 
 OURS_NOT_TRL = {
     "output_dir": "the run folder decides; use --out",
     "resume_from_checkpoint": "a run resumes by itself",
+    "save_strategy": "write `save_steps`; a run must be able to resume",
+    "eval_strategy": "the probes are measured before and after training",
+    "load_best_model_at_end": "the probes are measured before and after training",
+    "disable_tqdm": "the progress is ours",
+    "hub_token": "a contract holds no secrets; log in with `hf auth login`",
     "precompute_ref_log_probs": "write `reference: precomputed`",
     "truncation_mode": "replies are never cut; a prompt that is too long loses its oldest turns",
     "remove_unused_columns": "it would remove the pairs' tokens",
     "loss_weights": "use `sft_weight` for the SFT term",
 }
-
-
-def _at(node: yaml.Node | None, path: tuple[Any, ...], where: str) -> str:
-    """`where, line N` of the deepest node of `path` that exists."""
-    line = None
-    for key in path:
-        found = None
-        if isinstance(node, yaml.MappingNode):
-            for key_node, value_node in node.value:
-                if key_node.value == str(key):
-                    found, line = value_node, key_node.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            found = node.value[key]
-            line = found.start_mark.line + 1
-        if found is None:
-            break
-        node = found
-    return f"{where}, line {line}" if line else where
-
-
-def _describe(error: ValidationError, node: yaml.Node | None, where: str) -> str:
-    """The first fault of `error` in one line."""
-    first = error.errors()[0]
-    path = tuple(first["loc"])
-    name = ".".join(str(part) for part in path) or "the contract"
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {name}{_nearest(str(path[-1]), _keys_at(path[:-1]))}"
-    elif first["type"] == "missing":
-        message = f"{name} is missing"
-    else:
-        value = one_line(repr(first.get("input")), 60)
-        text = first["msg"].removeprefix("Value error, ")
-        text = text[0].lower() + text[1:]
-        shown = "" if isinstance(first.get("input"), (dict, list)) else f", not {value}"
-        message = f"{name}: {text}{shown}"
-        if first["type"] == "literal_error":
-            expected = str(first.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
-            message += _nearest(str(first.get("input")), expected)
-    more = len(error.errors()) - 1
-    also = f" (and {more} more)" if more else ""
-    return f"{_at(node, path, where)}: {message}{also}"
-
-
-def _keys_at(path: tuple[Any, ...]) -> list[str]:
-    """The keys that are allowed at `path`, for the nearest right one."""
-    if not path:
-        return list(Contract.model_fields)
-    sections: dict[str, Any] = {"data": Data, "training": Training, "measurement": Measurement}
-    if "limits" in path:
-        return list(Limit.model_fields)
-    if path[0] in ("behaviours", "collateral"):
-        return list((Behaviour if path[0] == "behaviours" else Promise).model_fields)
-    return list(sections[path[0]].model_fields) if path[0] in sections else []
-
-
-def _refuse_repeated_keys(node: yaml.Node | None, where: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            if key.value in seen:
-                raise ContractError(
-                    f"the key {key.value} stands twice", where=f"{where}, line {key.start_mark.line + 1}",
-                    remedy=f"the first is in line {seen[key.value]}",
-                )
-            seen[key.value] = key.start_mark.line + 1
-            _refuse_repeated_keys(value, where)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_keys(item, where)

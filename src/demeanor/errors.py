@@ -1,13 +1,13 @@
 """One error tree.
 
-    DemeanorError              every error of ours; carries the exit code of the command line
-    |- InputError        (2)   the user's input is wrong: one line that says what, where and the remedy
-    |  |- ContractError        a key or value of the contract
-    |  |- PairsError           a file of pairs or probes
-    |  |- ModelError           a model, tokenizer or chat template
-    |  '- RunFolderError       a run folder that is missing, read-only, or was altered
-    |- StageError        (3)   a stage failed: what was kept, and how to resume
-    '- Interrupted     (130)   stopped by the user; the same
+DemeanorError              every error of ours; carries the exit code of the command line
+|- InputError        (2)   the user's input is wrong: one line that says what, where and the remedy
+|  |- ContractError        a key or value of the contract
+|  |- PairsError           a file of pairs or probes
+|  |- ModelError           a model, tokenizer or chat template
+|  '- RunFolderError       a run folder that is missing, read-only, or was altered
+|- StageError        (3)   a stage failed: what was kept, and how to resume
+'- Interrupted     (130)   stopped by the user; the same
 """
 
 from __future__ import annotations

@@ -70,10 +70,14 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
             raise ModelError("adapter_config.json names no base model", where=str(folder)) from None
         folder = _folder(base_name, None)
     if not (folder / "config.json").exists():
-        raise ModelError("not a model folder (no config.json)", where=str(folder), remedy="give a Hugging Face model's folder")
+        raise ModelError(
+            "not a model folder (no config.json)", where=str(folder), remedy="give a Hugging Face model's folder"
+        )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
-            "has no safetensors weights", where=str(folder), remedy="save it with save_pretrained; pickles are never loaded"
+            "has no safetensors weights",
+            where=str(folder),
+            remedy="save it with save_pretrained; pickles are never loaded",
         )
     parts = [_fingerprint(place) for place in (folder, adapter) if place is not None]
     return ModelSource(name, folder, adapter, hashlib.sha256("".join(parts).encode()).hexdigest()[:16])
@@ -98,7 +102,8 @@ def load_tokenizer(source: ModelSource, contract: Contract) -> PreTrainedTokeniz
         tokenizer.chat_template = _template(contract.chat_template)
     elif not tokenizer.chat_template:
         raise ModelError(
-            "its tokenizer has no chat template", where=str(folder),
+            "its tokenizer has no chat template",
+            where=str(folder),
             remedy="set chat_template to plain (User: ... Assistant: ...), chatml, or the path of a jinja file",
         )
     if tokenizer.pad_token_id is None:
@@ -173,7 +178,7 @@ def _folder(name: str, revision: str | None) -> Path:
         return path
     if path.is_file():
         raise ModelError("is a file, not a model's folder", where=name)
-    if path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")) or os.sep != "/" and os.sep in name:
+    if path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")) or (os.sep != "/" and os.sep in name):
         raise ModelError("no such folder", where=name, remedy="give a model's folder or a Hub id such as org/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -183,10 +188,14 @@ def _folder(name: str, revision: str | None) -> Path:
     except HFValidationError:
         raise ModelError("neither a folder nor a Hub id", where=name, remedy="give org/name or a folder") from None
     except HfHubHTTPError as error:
-        raise ModelError(f"the Hub refused it: {one_line(error, 160)}", where=name, remedy="check the id; gated: log in") from None
+        raise ModelError(
+            f"the Hub refused it: {one_line(error, 160)}", where=name, remedy="check the id; gated: log in"
+        ) from None
     except Exception as error:
         raise ModelError(
-            f"no such folder, and the Hub cannot be reached: {one_line(error, 120)}", where=name, remedy="check the name"
+            f"no such folder, and the Hub cannot be reached: {one_line(error, 120)}",
+            where=name,
+            remedy="check the name",
         ) from None
 
 
@@ -205,4 +214,6 @@ def _template(choice: str) -> str:
     try:
         return Path(choice).read_text("utf-8")
     except OSError:
-        raise ModelError("no such chat template", where=choice, remedy=f"one of {', '.join(TEMPLATES)}, or a jinja file") from None
+        raise ModelError(
+            "no such chat template", where=choice, remedy=f"one of {', '.join(TEMPLATES)}, or a jinja file"
+        ) from None

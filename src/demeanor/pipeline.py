@@ -19,13 +19,14 @@ from demeanor.measure import measure_model
 from demeanor.model import load_model
 from demeanor.plan import Plan, prompt_inputs
 from demeanor.progress import Progress
-from demeanor.prove import prove
+from demeanor.prove import prove_contract
 from demeanor.records import SIDES, Message, Probe, Score, Verdict
 from demeanor.release import merge_adapter
 from demeanor.report import write_report
 from demeanor.tokens import tokenize_pairs
 from demeanor.train import train_adapter
 from demeanor.workspace import Workspace, digest, file_sha256
+
 
 def run(plan: Plan, progress: Progress | None = None) -> Verdict:
     """All stages up to the report. Goes on where an earlier run of the same folder stopped.
@@ -114,7 +115,7 @@ def train_stage(plan: Plan, progress: Progress) -> None:
                     say=progress.say,
                 )
         workspace.write_json(workspace.training, summary)
-        return {"steps": summary["steps"], "num_pairs": summary["num_pairs"]}
+        return {"steps": summary["steps"], "num_pairs": summary["num_pairs"], "versions": _versions()}
 
     _stage(plan, "train", inputs, work, (workspace.adapter, workspace.training), progress)
 
@@ -127,7 +128,9 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
         "model": plan.source.fingerprint,
         "adapter": workspace.outputs_digest("train") if side == "after" else None,
         "probes": file_sha256(workspace.probes),
-        "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in contract.promises.items()},
+        "openings": {
+            k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in contract.promises.items()
+        },
         "measurement": contract.measurement.model_dump(mode="json", exclude={"confidence", "resamples"}),
         "prompt": prompt_inputs(contract),
         "demeanor": __version__,
@@ -164,7 +167,7 @@ def prove_stage(plan: Plan, progress: Progress) -> Verdict:
     }
 
     def work() -> dict[str, Any]:
-        verdict = prove(before, after, contract)
+        verdict = prove_contract(before, after, contract)
         workspace.write_json(workspace.verdict, verdict.to_json())
         return {"passed": verdict.passed}
 
@@ -175,7 +178,11 @@ def prove_stage(plan: Plan, progress: Progress) -> Verdict:
 def report_stage(workspace: Workspace, progress: Progress) -> Path:
     """Write the page."""
     workspace.check_outputs("prove")
-    inputs = {"results": workspace.outputs_digest("read", "before", "train", "after", "prove"), "demeanor": __version__}
+    inputs = {
+        "results": workspace.outputs_digest("read", "before", "train", "after", "prove", "release"),
+        "contract": file_sha256(workspace.contract_file),
+        "demeanor": __version__,
+    }
     progress.stage("report", done=workspace.is_done("report", inputs))
     workspace.stage("report", inputs, lambda: write_report(workspace), workspace.report)
     return Path(workspace.report)
@@ -221,7 +228,9 @@ def ask(
         `prompt`, `replies` {side: text}, `probabilities` [{what, unit (probability or nats), before, after}].
     """
     contract, messages = plan.contract, (Message("user", prompt),)
-    known = [p for p in plan.probes if p.prompt[-1].content.strip() == prompt.strip() and behaviour in (None, p.behaviour)]
+    known = [
+        p for p in plan.probes if p.prompt[-1].content.strip() == prompt.strip() and behaviour in (None, p.behaviour)
+    ]
     if known and not violating and not safe:
         violating, safe = known[0].violating, known[0].safe
     names = [behaviour] if behaviour else [known[0].behaviour] if known else list(contract.promises)
@@ -261,6 +270,15 @@ def load_aligned(plan: Plan) -> Any:
 
     base = load_model(plan.source, plan.contract, tuned=False, trees=True)
     return PeftModel.from_pretrained(base, plan.workspace.adapter).eval()
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and of the libraries that the numbers depend on."""
+    import platform
+    from importlib.metadata import version
+
+    libraries = ("torch", "transformers", "trl", "peft", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
 def _stage(

@@ -43,7 +43,7 @@ class Plan:
 
 
 def default_contract(pairs: str, model: str, name: str) -> Contract:
-    """The contract of `run --pairs --model`: one behaviour, held-out pairs as probes, better than chance and than ln 2."""
+    """The contract of `run --pairs --model`: held-out pairs as probes, better than chance and ln 2."""
     limits = [
         {"measure": "reward_accuracy", "min": 0.5},
         {"measure": "validation_loss", "max": round(math.log(2), 4)},
@@ -85,7 +85,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
         )
     pairs, dropped, notes = _read_all_pairs(contract, tokenizer)
     train, heldout = split_pairs(pairs, contract.data)
-    probes = _read_probes(contract, tokenizer, heldout)
+    probes = _read_probes(contract, tokenizer, heldout, dropped, notes)
     asked = {_flat(probe.prompt[-1].content) for probe in probes}
     leaked = [pair for pair in train if _flat(pair.prompt[-1].content) in asked]
     dropped += [_drop(pair, "its prompt is a probe") for pair in leaked]
@@ -99,7 +99,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
 
 
 def _read_inputs(contract: Contract, source: ModelSource, workspace: Workspace) -> dict[str, Any]:
-    """All that the pairs and probes of a run depend on. A file that is gone counts as unchanged: the run has its copy."""
+    """All that the pairs and probes of a run depend on. A file that is gone counts as unchanged."""
     files = [*contract.data.pairs, *(p.probes for p in contract.promises.values() if p.probes)]
     known = workspace.manifest()["stages"].get("read", {}).get("inputs", {}).get("files", {})
     return {
@@ -133,7 +133,9 @@ def _starter_path(name: str) -> Path:
     return starter_file("pairs.jsonl") if name == STARTER else Path(name).expanduser()
 
 
-def _read_all_pairs(contract: Contract, tokenizer: Tokenizer) -> tuple[list[PreferencePair], list[DroppedRow], list[str]]:
+def _read_all_pairs(
+    contract: Contract, tokenizer: Tokenizer
+) -> tuple[list[PreferencePair], list[DroppedRow], list[str]]:
     data = contract.data
     pairs: list[PreferencePair] = []
     dropped: list[DroppedRow] = []
@@ -150,7 +152,9 @@ def _read_all_pairs(contract: Contract, tokenizer: Tokenizer) -> tuple[list[Pref
     transient = {name for name, behaviour in contract.behaviours.items() if behaviour.kind == "transient"}
     for pair in pairs:
         if pair.behaviour in transient:
-            dropped.append(_drop(pair, f"teaches the transient behaviour {pair.behaviour}, which belongs in the prompt"))
+            dropped.append(
+                _drop(pair, f"teaches the transient behaviour {pair.behaviour}, which belongs in the prompt")
+            )
     pairs = [pair for pair in pairs if pair.behaviour not in transient]
     tokens, refused = tokenize_pairs(
         pairs, tokenizer, system=contract.system_text, max_length=contract.training.max_length
@@ -159,7 +163,9 @@ def _read_all_pairs(contract: Contract, tokenizer: Tokenizer) -> tuple[list[Pref
         dropped.append(_drop(pair, reason))
     if refused:
         reasons = Counter(reason for _, reason in refused)
-        notes.append("not usable with this model: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()))
+        notes.append(
+            "not usable with this model: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        )
     cut = sum(1 for item in tokens if item.turns_cut)
     if cut:
         notes.append(f"{cut} prompts lost their oldest turns to fit max_length={contract.training.max_length}")
@@ -170,7 +176,9 @@ def _read_all_pairs(contract: Contract, tokenizer: Tokenizer) -> tuple[list[Pref
     return pairs, dropped, notes
 
 
-def _read_probes(contract: Contract, tokenizer: Tokenizer, heldout: list[PreferencePair]) -> list[Probe]:
+def _read_probes(
+    contract: Contract, tokenizer: Tokenizer, heldout: list[PreferencePair], dropped: list[DroppedRow], notes: list[str]
+) -> list[Probe]:
     """The probes of each behaviour: its own file's, or else the held-out pairs that name it."""
     probes: list[Probe] = []
     own = {name for name, promise in contract.promises.items() if promise.probes}
@@ -178,6 +186,9 @@ def _read_probes(contract: Contract, tokenizer: Tokenizer, heldout: list[Prefere
         if promise.probes:
             result = read_pairs(promise.probes, behaviour=name)
             probes += [Probe.from_pair(pair, name) for pair in result.pairs]
+            dropped += result.dropped
+            if result.dropped:
+                notes.append(f"probes of {name}: {result.summary()}")
     probes += [Probe.from_pair(p, p.behaviour or DEFAULT_BEHAVIOUR) for p in heldout if p.behaviour not in own]
     probes = list({(probe.behaviour, probe.id): probe for probe in probes}.values())
     system = contract.system_text()
@@ -220,4 +231,4 @@ def _drop(pair: PreferencePair, reason: str) -> DroppedRow:
 
 
 def _flat(text: str) -> str:
-    return " ".join(text.lower().split())
+    return " ".join(text.casefold().split())

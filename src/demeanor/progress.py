@@ -1,4 +1,4 @@
-"""What a stage tells the person who waits: headings, lines, a bar. The library says nothing; the command line prints."""
+"""What a stage tells the person who waits: headings, lines, a bar. The library is silent; the command line prints."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def _messages(items: Any) -> tuple[Message, ...]:
 
 def content_id(*parts: Any) -> str:
     """A stable id: 16 hexadecimal digits of the SHA-256 of the parts as canonical JSON."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -65,7 +65,7 @@ class Tokenizer:
         """Token ids of the reply `text` after the prompt, with exactly one end-of-turn token at its end.
 
         Raises:
-            Refused: the template renders the prompt differently once a reply follows, or the text spells a special token.
+            Refused: the template renders the prompt differently once a reply follows, or a special token is spelt.
         """
         self._check(text)
         turns = with_system(messages, system)

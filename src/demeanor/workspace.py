@@ -1,15 +1,18 @@
 """The run folder: the only file that knows file names; atomic writes, the manifest, and what may be skipped.
 
-    contract.yaml manifest.json pairs/{train,heldout}.jsonl dropped.jsonl probes.jsonl checkpoints/ adapter/ training.json
+    contract.yaml manifest.json pairs/{train,heldout}.jsonl dropped.jsonl probes.jsonl
+    checkpoints/ adapter/ training.json
     scores/{before,after}.jsonl replies/{before,after}.jsonl verdict.json report.html model/ release.json
 
-`manifest.json` records for each stage the digest of its inputs and the SHA-256 of each file it wrote. A stage whose
-inputs are unchanged is not run again; when one of its files was altered meanwhile, the run is refused with the name.
-Every file is written aside, synced and renamed, so that a killed process leaves the old one or the new one.
+`manifest.json` makes a folder a run's; it records for each stage the digest of its inputs and the SHA-256 of each file
+it wrote. A stage whose inputs are unchanged is not run again; when one of its files was altered meanwhile, the run is
+refused with the name. Every file and folder is written aside, synced and renamed, so that a killed process leaves the
+old one or the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.contract import Contract, dump_contract, parse_contract
-from demeanor.errors import RunFolderError, one_line
+from demeanor.errors import RunFolderError, StageError, one_line
 from demeanor.records import content_id
 
 FORMAT = 1  # of the run folder; a folder of another format is refused
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what damage may raise
 STAGES = ("read", "before", "train", "after", "prove", "report", "release")
 
 
@@ -73,14 +77,21 @@ class Workspace:
             RunFolderError: there is none, or it is of another format.
         """
         workspace = cls(folder)
-        if not workspace.contract_file.is_file():
-            raise RunFolderError("not a run folder (no contract.yaml)", where=str(folder), remedy="`demeanor run` makes one")
+        for file in (workspace.manifest_file, workspace.contract_file):
+            if not file.is_file():
+                raise RunFolderError(
+                    f"not a run folder (no {file.name})", where=str(folder), remedy="`demeanor run` makes one"
+                )
         workspace.manifest()
         return workspace
 
     def contract(self) -> Contract:
         """The contract that the run was started with; its paths are absolute."""
-        return parse_contract(self.contract_file.read_text("utf-8"), str(self.contract_file))
+        try:
+            text = self.contract_file.read_text("utf-8")
+        except _UNREADABLE as error:
+            raise self._unreadable(self.contract_file, error) from None
+        return parse_contract(text, str(self.contract_file))
 
     def start(self, contract: Contract) -> None:
         """Create the folder when needed and store the contract.
@@ -89,19 +100,28 @@ class Workspace:
             RunFolderError: it cannot be written, or holds something that is no run.
         """
         folder = self.folder
-        if folder.exists() and not folder.is_dir():
-            raise RunFolderError("is a file, not a folder", where=str(folder), remedy="give another --out")
-        foreign = folder.is_dir() and any(folder.iterdir()) and not self.contract_file.exists()
-        if foreign:
-            raise RunFolderError("holds files that are not a run's", where=str(folder), remedy="give an empty or new --out")
         try:
+            if folder.exists() and not folder.is_dir():
+                raise RunFolderError("is a file, not a folder", where=str(folder), remedy="give another --out")
+            mine = self.manifest_file.exists() or not folder.exists() or all(map(_is_leftover, folder.iterdir()))
+            if not mine:
+                raise RunFolderError(
+                    "holds files that are not a run's", where=str(folder), remedy="give an empty or new --out"
+                )
+            manifest = self.manifest()
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
                 pass
+            for old in folder.glob(".*.old"):
+                _put_back(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+            if not self.manifest_file.exists():
+                self.write_json(self.manifest_file, manifest)
             self.write_text(self.contract_file, dump_contract(contract))
         except OSError as error:
             raise RunFolderError(
-                f"cannot be written: {error.strerror or one_line(error)}", where=str(folder), remedy="give another --out"
+                f"cannot be written: {error.strerror or one_line(error)}",
+                where=str(folder),
+                remedy="give another --out",
             ) from None
 
     # writing and reading
@@ -110,22 +130,26 @@ class Workspace:
     def writing(self, path: Path) -> Iterator[Path]:
         """A path beside `path` to write to; it is synced and takes `path`'s name when the block ends well."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(path)
         aside = path.with_name(f".{path.name}.aside")
         _remove(aside)
-        yield aside
-        if aside.is_dir():
-            for file in sorted(aside.rglob("*")):
-                if file.is_file():
-                    _sync(file)
-            old = path.with_name(f".{path.name}.old")
-            _remove(old)
-            if path.exists():
+        try:
+            yield aside
+            for item in [*sorted(aside.rglob("*")), aside]:
+                if item.is_file() or item.is_dir():
+                    _sync(item)
+            if aside.is_dir() and path.exists():  # a folder that is not empty cannot be replaced in one step
+                old = _old(path)
                 path.rename(old)
-            aside.rename(path)
-            _remove(old)
-        else:
-            _sync(aside)
-            os.replace(aside, path)
+                aside.rename(path)
+                with contextlib.suppress(OSError):  # the next writer tidies up
+                    _remove(old)
+            else:
+                aside.replace(path)
+        except BaseException:
+            _remove(aside)
+            _put_back(path)
+            raise
         _sync(path.parent)
 
     def write_text(self, path: Path, text: str) -> None:
@@ -133,48 +157,64 @@ class Workspace:
             aside.write_text(text, "utf-8")
 
     def write_json(self, path: Path, data: Any) -> None:
-        self.write_text(path, json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+        self.write_text(path, _json(data, indent=1) + "\n")
 
     def write_records(self, path: Path, records: Iterable[Any]) -> None:
         """One JSON object a line."""
         with self.writing(path) as aside, aside.open("w", encoding="utf-8") as file:
             for record in records:
-                file.write(json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(_json(record.to_json()) + "\n")
 
     def read_json(self, path: Path) -> Any:
         try:
             return json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise self._missing(path) from None
-        except ValueError as error:
-            raise RunFolderError(f"damaged: {one_line(error)}", where=str(path), remedy="delete it and run again") from None
+        except _UNREADABLE as error:
+            raise self._unreadable(path, error) from None
 
     def read_records(self, path: Path, record: Callable[[dict[str, Any]], Any]) -> list[Any]:
+        records: list[Any] = []
         try:
             with path.open(encoding="utf-8") as file:
-                return [record(json.loads(line)) for line in file]
-        except FileNotFoundError:
-            raise self._missing(path) from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunFolderError(f"damaged: {one_line(error)}", where=str(path), remedy="delete it and run again") from None
+                for line in file:
+                    records.append(record(json.loads(line)))
+        except _UNREADABLE as error:
+            raise self._unreadable(path, error, f", line {len(records) + 1}") from None
+        return records
 
-    def _missing(self, path: Path) -> RunFolderError:
-        return RunFolderError(f"has no {path.relative_to(self.folder)} yet", where=str(self), remedy="run the stage before it")
+    def _unreadable(self, path: Path, error: Exception, line: str = "") -> RunFolderError:
+        if isinstance(error, FileNotFoundError):
+            name = path.relative_to(self.folder)
+            return RunFolderError(f"has no {name} yet", where=str(self), remedy="run the stage before it")
+        if isinstance(error, OSError):
+            return RunFolderError(f"cannot be read: {error.strerror}", where=str(path))
+        return RunFolderError(f"damaged: {one_line(error)}", where=f"{path}{line}", remedy="delete it and run again")
 
     # the manifest
 
     def manifest(self) -> dict[str, Any]:
         """`{"format", "stages": {name: {"inputs", "outputs", ...}}}`; empty when nothing was done yet."""
-        if not self.manifest_file.exists():
-            return {"format": FORMAT, "stages": {}}
+        try:
+            if not self.manifest_file.exists():
+                return {"format": FORMAT, "stages": {}}
+        except OSError as error:  # a name that is too long, say
+            raise self._unreadable(self.manifest_file, error) from None
         data = self.read_json(self.manifest_file)
-        if data.get("format") != FORMAT:
+        if not isinstance(data, dict) or "format" not in data:
+            raise RunFolderError("is no run's manifest", where=str(self.manifest_file), remedy="give another --out")
+        if data["format"] != FORMAT:
             raise RunFolderError(
-                f"is of format {data.get('format')}, this version reads {FORMAT}", where=str(self), remedy="start a new run"
+                f"is of format {data.get('format')}, this version reads {FORMAT}",
+                where=str(self),
+                remedy="start a new run",
             )
-        return data  # type: ignore[no-any-return]
+        entries = data.get("stages")
+        if not isinstance(entries, dict) or not all(_is_entry(entry) for entry in entries.values()):
+            raise RunFolderError("damaged", where=str(self.manifest_file), remedy="delete it and start a new run")
+        return data
 
-    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any] | None], *outputs: Path) -> bool:
+    def stage(
+        self, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any] | None], *outputs: Path
+    ) -> bool:
         """Do `work` unless it was done with the same `inputs`, then record it. True when it was done now.
 
         Args:
@@ -184,11 +224,19 @@ class Workspace:
 
         Raises:
             RunFolderError: an output of an unchanged stage was altered by somebody.
+            StageError: `work` did not write one of `outputs`.
         """
         if self.is_done(name, inputs):
             return False
+        manifest = self.manifest()
+        if name in manifest["stages"]:  # a kill may leave outputs of both
+            manifest["stages"][name]["begun_again"] = True
+            self.write_json(self.manifest_file, manifest)
         started = time.time()
         details = work() or {}
+        for path in outputs:
+            if not path.exists():
+                raise StageError(f"the stage {name!r} did not write {path}")
         manifest = self.manifest()
         manifest["stages"][name] = {
             "inputs": inputs,
@@ -203,10 +251,12 @@ class Workspace:
 
     def is_done(self, name: str, inputs: dict[str, Any]) -> bool:
         """Was the stage done with these inputs, and is all it wrote still there, unaltered?"""
+        inputs_sha256 = digest(inputs)  # refuses what is no JSON now, and not after the work
         entry = self.manifest()["stages"].get(name)
-        if entry is None or entry["inputs_sha256"] != digest(inputs):
+        if entry is None or entry.get("inputs_sha256") != inputs_sha256:
             return False
-        if not all((self.folder / file).exists() for file in entry["outputs"]):
+        faults = self._faults(entry)
+        if "is missing" in faults.values() or (faults and entry.get("begun_again")):
             return False
         self.check_outputs(name)
         return True
@@ -215,15 +265,26 @@ class Workspace:
         """Refuse when a file that stage `name` wrote is missing or not as it left it."""
         entry = self.manifest()["stages"].get(name)
         if entry is None:
-            raise RunFolderError(f"the stage {name!r} has not been run", where=str(self), remedy=f"demeanor run --resume {self}")
+            raise RunFolderError(
+                f"the stage {name!r} has not been run", where=str(self), remedy=f"demeanor run --resume {self}"
+            )
+        for file, fault in self._faults(entry).items():
+            if fault == "is missing" or entry.get("begun_again"):
+                remedy = f"demeanor run --resume {self}"
+            else:
+                fault, remedy = f"{fault} after the stage {name!r} wrote it", "delete it to have it made again"
+            raise RunFolderError(fault, where=str(self.folder / file), remedy=remedy)
+
+    def _faults(self, entry: dict[str, Any]) -> dict[str, str]:
+        """What is wrong with each output of a stage that is not as the stage left it."""
+        faults = {}
         for file, sha256 in entry["outputs"].items():
-            if not (self.folder / file).exists():
-                raise RunFolderError("is missing", where=str(self.folder / file), remedy=f"demeanor run --resume {self}")
-            if file_sha256(self.folder / file) != sha256:
-                raise RunFolderError(
-                    f"was altered after the stage {name!r} wrote it", where=str(self.folder / file),
-                    remedy="delete it to have it made again",
-                )
+            path = self.folder / file
+            if not path.exists():
+                faults[file] = "is missing"
+            elif not path.is_file() or file_sha256(path) != sha256:
+                faults[file] = "was altered"
+        return faults
 
     def outputs_digest(self, *names: str) -> str:
         """One digest of all that the named stages wrote: an input of the stages after them."""
@@ -241,12 +302,43 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _json(data: Any, indent: int | None = None) -> str:
+    """Raises ValueError on NaN. Half of a surrogate pair, which UTF-8 cannot hold, is written as an escape."""
+    text = json.dumps(data, ensure_ascii=False, indent=indent, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(data, indent=indent, allow_nan=False)
+    return text
+
+
 def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
             yield from sorted(file for file in path.rglob("*") if file.is_file())
         elif path.exists():
             yield path
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("outputs"), dict)
+
+
+def _is_leftover(path: Path) -> bool:
+    """Left by a process that was killed in the middle of `start`."""
+    return path.name.startswith(".probe-") or (path.name.startswith(".") and path.name.endswith(".aside"))
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _put_back(path: Path) -> None:
+    """Undo what a kill between the two renames of a folder left."""
+    if path.exists():
+        _remove(_old(path))
+    elif _old(path).exists():
+        _old(path).rename(path)
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: one file a command, each parses, calls a stage, prints. Nothing heavy is imported before a stage needs it."""
+"""The command line: one file a command; each parses, calls a stage, prints. Nothing heavy is imported before it."""
 
 from __future__ import annotations
 

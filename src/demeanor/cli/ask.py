@@ -12,10 +12,13 @@ from demeanor.cli import common
 def command(
     run: common.RunArgument,
     prompt: Annotated[str, typer.Argument(help="What the user says.")],
-    violating: Annotated[list[str] | None, typer.Option(help="A reply that must not be said; its probability is shown.")] = None,
+    violating: Annotated[
+        list[str] | None, typer.Option(help="A reply that must not be said; its probability is shown.")
+    ] = None,
     safe: Annotated[list[str] | None, typer.Option(help="A reply that should be said.")] = None,
     behaviour: Annotated[str | None, typer.Option(help="Only this behaviour's openings.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampled replies.")] = 0,
+    settings: common.SetOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
     """Both models' replies side by side, with the probability of the violating and the safe reply before and after.
@@ -30,7 +33,7 @@ def command(
     from demeanor.cli.console import print_json
     from demeanor.pipeline import ask
 
-    plan = common.open_plan(run, progress)
+    plan = common.open_plan(run, progress, settings)
     answer = ask(plan, prompt, tuple(violating or ()), tuple(safe or ()), behaviour, seed)
     if as_json:
         print_json(answer)
@@ -49,7 +52,10 @@ def _show(answer: dict[str, Any]) -> None:
         table.add_column(name)
     table.add_row("reply", *(escape(answer["replies"][side]) for side in ("before", "after")))
     for item in answer["probabilities"]:
-        cells = [_percent(item[side]) if item["unit"] == "probability" else f"{item[side]:.1f} nats" for side in ("before", "after")]
+        cells = [
+            _percent(item[side]) if item["unit"] == "probability" else f"{item[side]:.1f} nats"
+            for side in ("before", "after")
+        ]
         table.add_row(escape(item["what"]), *cells)
     console.print(table)
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from demeanor.workspace import Workspace
 
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the contract, e.g. training.beta=0.05.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the contract, e.g. training.beta=0.05."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]

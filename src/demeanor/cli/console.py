@@ -110,21 +110,32 @@ def print_verdict(verdict: Verdict) -> None:
     for c in general:
         interval = f" [{c.after.low:.3f}, {c.after.high:.3f}]" if c.after.low is not None else ""
         beside = " (ln 2 = 0.693 before training)" if c.measure == "validation_loss" else ""
-        console.print(f"{c.behaviour}: {c.measure.replace('_', ' ')} {c.after.value:.3f}{interval}{beside}", markup=False)
+        console.print(
+            f"{c.behaviour}: {c.measure.replace('_', ' ')} {c.after.value:.3f}{interval}{beside}", markup=False
+        )
     for limit in verdict.limits:
         if not limit.passed:
             console.print(f"[red]✗[/red] {limit.behaviour}: {limit.measure} {limit.rule}: {limit.reason}")
     passed = sum(limit.passed for limit in verdict.limits)
     word = "[bold green]PASSED[/bold green]" if verdict.passed else "[bold red]FAILED[/bold red]"
-    console.print(f"Verdict: {word} ({passed} of {len(verdict.limits)} limits hold at {verdict.confidence:.0%} confidence)")
+    console.print(
+        f"Verdict: {word} ({passed} of {len(verdict.limits)} limits hold at {verdict.confidence:.0%} confidence)"
+    )
 
 
 def _cell(comparison: Comparison | None) -> str:
     if comparison is None or comparison.before.value is None or comparison.after.value is None:
         return "–"
-    if comparison.measure.startswith(("violating", "safe_opening", "safe_sampled")) and "logp" not in comparison.measure:
+    if (
+        comparison.measure.startswith(("violating", "safe_opening", "safe_sampled"))
+        and "logp" not in comparison.measure
+    ):
         after = comparison.after
-        ends = f" \\[{_percent(after.low)}, {_percent(after.high)}]" if after.low is not None and after.high is not None else ""
+        ends = (
+            f" \\[{_percent(after.low)}, {_percent(after.high)}]"
+            if after.low is not None and after.high is not None
+            else ""
+        )
         return f"{_percent(comparison.before.value)} → {_percent(after.value)}{ends}"
     return f"{comparison.before.value:.2f} → {comparison.after.value:.2f} nats/token"
 

@@ -64,6 +64,7 @@ PAIRS = (
 def command(
     folder: Annotated[Path, typer.Argument(help="Where to write contract.yaml and pairs.jsonl.")] = Path(),
     keys: Annotated[bool, typer.Option("--keys", help="Only print every key of a contract with its meaning.")] = False,
+    settings: common.SetOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
     """Write a commented contract and a few example pairs. Files that exist are not overwritten.
@@ -78,21 +79,51 @@ def command(
     if keys:
         _print_keys()
         return
+    text = _with_settings(CONTRACT, tuple(settings or ()))
     contract, pairs = folder / "contract.yaml", folder / "pairs.jsonl"
     for path in (contract, pairs):
         if path.exists():
             raise InputError("exists already", where=str(path), remedy="give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        contract.write_text(CONTRACT, "utf-8")
         rows = [{"prompt": p, "chosen": c, "rejected": r, "behaviour": "tone"} for p, c, r in PAIRS]
-        pairs.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for path, content in ((contract, text), (pairs, lines)):
+            with path.open("x", encoding="utf-8") as file:  # "x" refuses a link that leads nowhere, too
+                file.write(content)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=str(folder)) from None
     if as_json:
         print_json({"contract": str(contract), "pairs": str(pairs)})
     else:
         print(f"wrote {contract} and {pairs}; next: demeanor run {contract}")
+
+
+def _with_settings(text: str, settings: tuple[str, ...]) -> str:
+    """The contract `text` with the settings put in; comments stay."""
+    import yaml
+
+    from demeanor.contract import parse_contract
+
+    parse_contract(text, "--set", settings)  # refuses what no contract takes
+    for item in settings:
+        key, _, value = item.partition("=")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        parts = key.strip().split(".")
+        end, indent = len(text), 0
+        for place, part in enumerate(parts):
+            found = [(k, v) for k, v in node.value if k.value == part] if isinstance(node, yaml.MappingNode) else []
+            if not found:  # not in the text yet: a line of its own at the end of its section
+                for inner in reversed(parts[place + 1 :]):
+                    value = f"{{{inner}: {value}}}"
+                text = f"{text[:end]}{' ' * indent}{part}: {value}\n{text[end:]}"
+                break
+            name, node = found[0]
+            start, end, indent = node.start_mark.index, node.end_mark.index, name.start_mark.column + 2
+        else:
+            old = text[start:end]  # a block ends where the next key begins: its line break stays
+            text = text[:start] + value + old[len(old.rstrip()) :] + text[end:]
+    return text
 
 
 def _print_keys() -> None:

@@ -19,8 +19,11 @@ class Dtype(StrEnum):
 
 def command(
     run: common.RunArgument,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the merged weights; auto: that of the base model.")] = Dtype.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Precision of the merged weights; auto: that of the base model.")
+    ] = Dtype.auto,
     unproven: Annotated[bool, typer.Option("--unproven", help="Release although the verdict failed.")] = False,
+    settings: common.SetOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
     """Merge the adapter into the base model, load it with plain transformers, and refuse it when its log-probabilities
@@ -35,7 +38,8 @@ def command(
     from demeanor.errors import InputError
     from demeanor.pipeline import prove_stage, release_stage
 
-    plan = common.open_plan(run, progress)
+    plan = common.open_plan(run, progress, settings)
+    plan.workspace.start(plan.contract)
     plan.workspace.check_outputs("prove")
     if not prove_stage(plan, progress).passed and not unproven:
         raise InputError("the verdict of this run failed", where=str(run), remedy="--unproven releases it all the same")

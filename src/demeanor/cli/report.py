@@ -5,7 +5,7 @@ from __future__ import annotations
 from demeanor.cli import common
 
 
-def command(run: common.RunArgument, as_json: common.JsonOption = False) -> None:
+def command(run: common.RunArgument, settings: common.SetOption = None, as_json: common.JsonOption = False) -> None:
     """Write report.html: one file, no network, the verdict first.
 
     Example:
@@ -15,7 +15,8 @@ def command(run: common.RunArgument, as_json: common.JsonOption = False) -> None
     progress = common.console()
     from demeanor.cli.console import print_json
     from demeanor.pipeline import report_stage
-    from demeanor.workspace import Workspace
 
-    path = report_stage(Workspace.open(run), progress)
+    plan = common.open_plan(run, progress, settings)
+    plan.workspace.start(plan.contract)
+    path = report_stage(plan.workspace, progress)
     print_json({"report": str(path)}) if as_json else print(path)

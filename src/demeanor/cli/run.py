@@ -34,7 +34,9 @@ def command(
     from demeanor.errors import InputError
 
     progress = common.console()
-    given = [name for name, value in (("CONTRACT", contract), ("--pairs", pairs), ("--resume", resume)) if value is not None]
+    given = [
+        name for name, value in (("CONTRACT", contract), ("--pairs", pairs), ("--resume", resume)) if value is not None
+    ]
     if len(given) != 1:
         raise InputError(
             f"{' and '.join(given)} exclude each other" if given else "nothing to run",
@@ -52,7 +54,9 @@ def command(
     else:
         folder = out or Path("runs") / Path(str(pairs)).name.split(".")[0]
         made = default_contract(str(pairs), model or STARTER, folder.name)
-        made = build_contract(apply_overrides(made.model_dump(mode="json", exclude_defaults=True), tuple(settings or ())))
+        made = build_contract(
+            apply_overrides(made.model_dump(mode="json", exclude_defaults=True), tuple(settings or ()))
+        )
         plan = plan_run(resolve_paths(made, Path.cwd()), Workspace(folder))
     finish(plan, progress, as_json)
 

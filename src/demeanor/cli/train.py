@@ -13,7 +13,9 @@ from demeanor.cli import common
 def command(
     target: Annotated[Path, typer.Argument(metavar="CONTRACT|RUN", help="A contract, or a run folder to go on with.")],
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/NAME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on from the last checkpoint, or start over.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume/--restart", help="Go on from the last checkpoint, or start over.")
+    ] = True,
     settings: common.SetOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
@@ -43,4 +45,7 @@ def command(
     if as_json:
         print_json({key: value for key, value in summary.items() if key != "log"})
     else:
-        print(f"{workspace.adapter}: {summary['steps']} steps over {summary['num_pairs']} pairs in {summary['seconds']:.0f} s")
+        print(
+            f"{workspace.adapter}: {summary['steps']} steps over {summary['num_pairs']} pairs, "
+            f"{summary['seconds']:.0f} s"
+        )

@@ -15,14 +15,15 @@ def split_pairs(pairs: Sequence[PreferencePair], data: Data) -> tuple[list[Prefe
 
     A prompt's last user turn decides its side by a seeded hash of its text with case and spacing flattened; so prompts
     that differ only in these, or in the conversation before, stay together, and a pair's side does not depend on what
-    else is in the file.
+    else is in the file. Only where `max_heldout` binds, pairs that come new may send held-out prompts back to training.
 
     Args:
         pairs: any number.
         data: `heldout_fraction`, `max_heldout` and `seed` are read.
 
     Returns:
-        The training pairs and the held-out ones. Beyond `max_heldout` pairs go back to training, whole prompts at a time.
+        The training pairs and the held-out ones. At most `max_heldout` are held out, whole prompts; a prompt that alone
+        has more is trained on.
     """
     groups: dict[int, list[PreferencePair]] = {}
     for pair in pairs:
@@ -30,10 +31,13 @@ def split_pairs(pairs: Sequence[PreferencePair], data: Data) -> tuple[list[Prefe
     heldout: set[int] = set()
     count = 0
     for place in sorted(groups):
-        if place >= data.heldout_fraction * 2**64 or count + len(groups[place]) > data.max_heldout:
+        size = len(groups[place])
+        if size > data.max_heldout:
+            continue
+        if place >= data.heldout_fraction * 2**64 or count + size > data.max_heldout:
             break
         heldout.add(place)
-        count += len(groups[place])
+        count += size
     sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
     for pair in pairs:
         sides[_place(pair, data.seed) in heldout].append(pair)
@@ -41,4 +45,4 @@ def split_pairs(pairs: Sequence[PreferencePair], data: Data) -> tuple[list[Prefe
 
 
 def _place(pair: PreferencePair, seed: int) -> int:
-    return int(content_id(seed, " ".join(pair.prompt[-1].content.lower().split())), 16)
+    return int(content_id(seed, " ".join(pair.prompt[-1].content.casefold().split())), 16)

@@ -48,7 +48,7 @@ def measure_model(
     replies: list[Reply] = []
     for start in range(0, len(probes), settings.batch_size):
         chunk = probes[start : start + settings.batch_size]
-        key = content_id(side, [probe.id for probe in chunk], start)
+        key = content_id(side, [(probe.behaviour, probe.id) for probe in chunk], start)
         if key in done:
             scores += [Score.from_json(item) for item in done[key]["scores"]]
             replies += [Reply.from_json(item) for item in done[key]["replies"]]
@@ -76,7 +76,7 @@ def _score(
         options.append(texts + bad + good)
     results = []
     for probe, logps in zip(chunk, scorer.logps(prompts, options), strict=True):
-        own = [reply for reply in replies if reply.probe_id == probe.id]
+        own = [reply for reply in replies if (reply.behaviour, reply.probe_id) == (probe.behaviour, probe.id)]
         bad, good = openings.get(probe.behaviour, ([], []))
         values = {**_likelihoods(probe, logps, len(bad), len(good)), **_rates(own)}
         results.append(Score(probe.id, probe.behaviour, side, probe.attack, values))
@@ -125,13 +125,19 @@ def _rates(replies: list[Reply]) -> dict[str, float | None]:
 
 
 def _sample(
-    model: Any, tokenizer: Tokenizer, chunk: list[Probe], sampled: set[str], contract: Contract, side: str, start: int
+    model: Any,
+    tokenizer: Tokenizer,
+    chunk: list[Probe],
+    sampled: set[tuple[str, str]],
+    contract: Contract,
+    side: str,
+    start: int,
 ) -> list[Reply]:
     from demeanor.measure.judge import judge_reply
     from demeanor.measure.sample import sample_replies
 
     settings, system = contract.measurement, contract.system_text()
-    chosen = [probe for probe in chunk if probe.id in sampled]
+    chosen = [probe for probe in chunk if (probe.behaviour, probe.id) in sampled]
     texts = sample_replies(
         model,
         tokenizer,
@@ -144,7 +150,13 @@ def _sample(
     promises = contract.promises
     return [
         Reply(
-            probe.id, probe.behaviour, side, index, text, length, judge_reply(text, promises.get(probe.behaviour, Promise()))
+            probe.id,
+            probe.behaviour,
+            side,
+            index,
+            text,
+            length,
+            judge_reply(text, promises.get(probe.behaviour, Promise())),
         )
         for probe, own in zip(chosen, texts, strict=True)
         for index, (text, length) in enumerate(own)
@@ -158,11 +170,11 @@ def _openings(tokenizer: Tokenizer, promise: Promise) -> tuple[list[list[int]], 
     )
 
 
-def _sampled_probes(probes: list[Probe], limit: int) -> set[str]:
-    """The ids of at most `limit` probes a behaviour, spread evenly over the list."""
-    chosen: set[str] = set()
+def _sampled_probes(probes: list[Probe], limit: int) -> set[tuple[str, str]]:
+    """(behaviour, id) of at most `limit` probes a behaviour, spread evenly over the list."""
+    chosen: set[tuple[str, str]] = set()
     for behaviour in {probe.behaviour for probe in probes}:
-        own = [probe.id for probe in probes if probe.behaviour == behaviour]
+        own = [(behaviour, probe.id) for probe in probes if probe.behaviour == behaviour]
         count = min(limit, len(own))
         chosen |= {own[index * len(own) // count] for index in range(count)}
     return chosen

@@ -42,7 +42,9 @@ class Scorer:
         self.padded_because = ""
 
     @torch.inference_mode()
-    def logps(self, prompts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]) -> list[list[list[float]]]:
+    def logps(
+        self, prompts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]
+    ) -> list[list[list[float]]]:
         """Per-token log-probabilities (nats) of each continuation of each prompt, in the order given."""
         trees = [build_tree(prompt, options) for prompt, options in zip(prompts, continuations, strict=True)]
         if not trees:
@@ -75,7 +77,9 @@ class Scorer:
             logits = logits[keep]
         log_normalisers = torch.logsumexp(logits.float(), dim=-1)
         where = {place: index for index, place in enumerate(keep)}
-        wanted = sorted({(where[o + t.parents[p]], t.tokens[p]) for t, o in _trees(row) for path in t.paths for p in path})
+        wanted = sorted(
+            {(where[o + t.parents[p]], t.tokens[p]) for t, o in _trees(row) for path in t.paths for p in path}
+        )
         index = torch.tensor(wanted, device=self.device)
         values = (logits[index[:, 0], index[:, 1]].float() - log_normalisers[index[:, 0]]).tolist()
         known = dict(zip(wanted, values, strict=True))
@@ -101,7 +105,9 @@ class Scorer:
         tolerance = TOLERANCE_NATS if self.dtype == torch.float32 else 0.15
         try:
             (tried,) = self._row(pack_rows([tree], len(tree))[0])
-            worst = max(abs(a - b) for one, two in zip(tried, plain, strict=True) for a, b in zip(one, two, strict=True))
+            worst = max(
+                abs(a - b) for one, two in zip(tried, plain, strict=True) for a, b in zip(one, two, strict=True)
+            )
             self.uses_trees = worst <= tolerance
             if not self.uses_trees:
                 self.padded_because = f"its attention does not take a tree mask (difference {worst:.2g} nats)"

@@ -20,7 +20,7 @@ def sample_replies(
     max_new_tokens: int,
     seed: int,
 ) -> list[list[tuple[str, int]]]:
-    """`samples` replies a prompt as (text, number of tokens with the end of turn). The same seed and batch give the same."""
+    """`samples` replies a prompt as (text, number of tokens with its end); the same seed and batch give the same."""
     if not prompts or not samples:
         return [[] for _ in prompts]
     inner = tokenizer.inner

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from demeanor.contract import Contract, Limit
 from demeanor.errors import InputError
 from demeanor.records import Comparison, Estimate, LimitResult, Score, Verdict
 
-__all__ = ["prove"]
+__all__ = ["prove_contract"]
 
-# Measures of the pair (before, after) together, of which only `after` has a value (before training they are a constant).
+# Measures of both sides together, of which only `after` has a value; before training they are a constant.
 _JOINT = ("reward_accuracy", "length_accuracy", "validation_loss", "displaced_share")
 _BEFORE = {"validation_loss": math.log(2)}
 _DESCRIPTIVE = ("violating_tokens", "safe_tokens")  # of the probes, not of a model: no comparison of their own
+_EXACT = ("_mass", "_probability")  # ends of the names of measures between 0 and 1 that the model itself states
+_OUTCOMES = ("_rate", "_accuracy", "_share")  # and of those that are counted
 
 
-def prove(before: Sequence[Score], after: Sequence[Score], contract: Contract) -> Verdict:
+def prove_contract(before: Sequence[Score], after: Sequence[Score], contract: Contract) -> Verdict:
     """Compare the two sides probe by probe and hold the result against the contract's limits.
 
     Args:
@@ -25,7 +28,7 @@ def prove(before: Sequence[Score], after: Sequence[Score], contract: Contract) -
         after: scores of the aligned model, of the same probes in any order.
 
     Raises:
-        InputError: the two sides are not of the same probes.
+        InputError: the two sides are not of the same probes, or name one twice.
     """
     sides = _paired(before, after)
     comparisons = [
@@ -46,34 +49,43 @@ def joint_values(before: Score, after: Score, beta: float) -> dict[str, float | 
     The implicit reward of a reply is beta (log p_after - log p_before); the validation loss is the DPO loss
     -log sigmoid(margin of the rewards), nats (Rafailov et al. 2023, eq. 7), because the base model is the reference.
     """
-    names = ("safe_logp", "violating_logp")
-    old, new = ([score.values.get(name) for name in names] for score in (before, after))
-    if None in old or None in new:
+    gain_safe, gain_violating = (_gain(before, after, name) for name in ("safe_logp", "violating_logp"))
+    if gain_safe is None or gain_violating is None:
         return dict.fromkeys(_JOINT)
-    gain_safe, gain_violating = (b - a for a, b in zip(old, new, strict=True))  # type: ignore[operator]
     margin = beta * (gain_safe - gain_violating)
-    loss = math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0)
-    longer = (before.values.get("safe_tokens") or 0.0) - (before.values.get("violating_tokens") or 0.0)
+    safe_tokens, violating_tokens = before.values.get("safe_tokens"), before.values.get("violating_tokens")
     return {
-        "reward_accuracy": 0.5 if margin == 0 else float(margin > 0),
-        "length_accuracy": 0.5 if longer == 0 else float(longer > 0),
-        "validation_loss": loss,
+        "reward_accuracy": _share_above(margin, 0.0),
+        "length_accuracy": (
+            None if violating_tokens is None or safe_tokens is None else _share_above(safe_tokens, violating_tokens)
+        ),
+        "validation_loss": math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0),
         "displaced_share": float(gain_safe < 0 < margin),
     }
 
 
+def _gain(before: Score, after: Score, name: str) -> float | None:
+    old, new = before.values.get(name), after.values.get(name)
+    gain = None if old is None or new is None else new - old
+    return gain if gain is not None and math.isfinite(gain) else None
+
+
+def _share_above(one: float, other: float) -> float:
+    return 0.5 if one == other else float(one > other)
+
+
 def _paired(before: Sequence[Score], after: Sequence[Score]) -> list[tuple[Score, Score]]:
-    other = {score.probe_id: score for score in after}
-    if len(other) != len(after) or {score.probe_id for score in before} != set(other):
+    first, second = ({(score.behaviour, score.probe_id): score for score in side} for side in (before, after))
+    if len(first) != len(before) or len(second) != len(after) or first.keys() != second.keys():
         raise InputError("the scores before and after are not of the same probes", remedy="measure both again")
-    return [(score, other[score.probe_id]) for score in before]
+    return [(score, second[key]) for key, score in first.items()]
 
 
 def _compare(behaviour: str, sides: list[tuple[Score, Score]], contract: Contract) -> list[Comparison]:
     from demeanor.prove.statistics import estimate_difference, estimate_mean
 
     settings = contract.measurement
-    how = {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}
+    seeded = {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}
     comparisons = []
     for measure in dict.fromkeys(name for pair in sides for score in pair for name in score.values):
         old = [first.values.get(measure) for first, _ in sides]
@@ -84,13 +96,14 @@ def _compare(behaviour: str, sides: list[tuple[Score, Score]], contract: Contrac
             old, new = [old[place] for place in drawn], [new[place] for place in drawn]
         if measure in _DESCRIPTIVE or all(value is None for value in old + new):
             continue
+        how: dict[str, Any] = {**seeded, **_kind(measure)}
         comparisons.append(
             Comparison(
                 behaviour,
                 measure,
-                estimate_mean(old, **how),  # type: ignore[arg-type]
-                estimate_mean(new, **how),  # type: ignore[arg-type]
-                estimate_difference(old, new, **how),  # type: ignore[arg-type]
+                estimate_mean(old, **how),
+                estimate_mean(new, **how),
+                estimate_difference(old, new, **how),
             )
         )
     joint = [joint_values(first, second, contract.training.beta) for first, second in sides]
@@ -102,15 +115,20 @@ def _compare(behaviour: str, sides: list[tuple[Score, Score]], contract: Contrac
             known = [value for value in values if value is not None]
             if sum(known) < len(known) / 2:
                 values = [None if value is None else 1.0 - value for value in values]
-        new_estimate = estimate_mean(values, **how)  # type: ignore[arg-type]
+        how = {**seeded, **_kind(measure)}
+        new_estimate = estimate_mean(values, **how)
         start = _BEFORE.get(measure)
         old_estimate = Estimate(start, start, start, new_estimate.n, new_estimate.unscored)
         shift = None if start is None else [None if value is None else value - start for value in values]
-        difference = (
-            Estimate(None, None, None, 0, len(values)) if shift is None else estimate_mean(shift, **how)  # type: ignore[arg-type]
-        )
+        difference = Estimate(None, None, None, 0, len(values)) if shift is None else estimate_mean(shift, **how)
         comparisons.append(Comparison(behaviour, measure, old_estimate, new_estimate, difference))
     return comparisons
+
+
+def _kind(measure: str) -> dict[str, Any]:
+    """What the statistics must know of a measure: the ends of its values, and whether they are counted outcomes."""
+    outcomes = measure.endswith(_OUTCOMES)
+    return {"ends": (0.0, 1.0) if outcomes or measure.endswith(_EXACT) else None, "outcomes": outcomes}
 
 
 def _judge(behaviour: str, limit: Limit, comparisons: list[Comparison]) -> LimitResult:

@@ -13,8 +13,8 @@ from demeanor.tokens import Tokenizer
 
 __all__ = ["merge_adapter"]
 
-# Largest mean difference of a token's log-probability over the probes' replies, nats. Merging adds the adapter into the
-# weights before the product instead of after it, which only reorders float32 sums; bfloat16 weights are rounded as well.
+# Largest mean difference of a token's log-probability over the probes' replies, nats. Merging adds the adapter to the
+# weights before the product, not after it, which only reorders float32 sums; bfloat16 weights are rounded as well.
 TOLERANCE_NATS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 
 
@@ -51,14 +51,17 @@ def merge_adapter(
     system = contract.system_text()
     prompts = [tokenizer.prompt(probe.prompt, system) for probe in probes[:max_probes]]
     replies = [
-        [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe] for probe in probes[:max_probes]
+        [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe]
+        for probe in probes[:max_probes]
     ]
     wanted = Scorer(aligned).logps(prompts, replies)
     device = next(aligned.parameters()).device
     merged = aligned.merge_and_unload(safe_merge=True)
     merged.to(getattr(torch, kind)).save_pretrained(out)
     tokenizer.inner.save_pretrained(out)
-    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32 if device.type == "cpu" else "auto", use_safetensors=True)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32 if device.type == "cpu" else "auto", use_safetensors=True
+    )
     found = Scorer(loaded.to(device).eval()).logps(prompts, replies)
     differences = [
         abs(a - b)
@@ -70,7 +73,8 @@ def merge_adapter(
     if not mean <= TOLERANCE_NATS[kind]:
         raise StageError(
             f"the merged model differs from the adapter by {mean:.3g} nats a token on the probes "
-            f"(at most {TOLERANCE_NATS[kind]:g} in {kind}): it is not released; --dtype float32 keeps the adapter's precision"
+            f"(at most {TOLERANCE_NATS[kind]:g} in {kind}): it is not released; "
+            "--dtype float32 keeps the adapter's precision"
         )
     return {
         "dtype": kind,

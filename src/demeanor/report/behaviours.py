@@ -1,6 +1,6 @@
 """One behaviour on the page: its before/after plots, all its measures, and its replies side by side.
 
-The plot of the attack families is computed from the scores, with the verdict's own statistics. Of the sampled replies
+The plot of the attack families is computed from the scores by `prove` itself. Of the sampled replies
 the worst of each probe is shown, the worst probes first, and what is not shown is counted.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -23,7 +23,6 @@ from demeanor.report.words import (
     interval_words,
     measure_words,
     parse_rule,
-    percent,
     value_words,
 )
 
@@ -35,7 +34,7 @@ JUDGEMENTS = {
     "safe": ("✓", "safe"),
     "other": ("○", "other"),
     "invalid": ("∅", "invalid"),
-    None: ("–", "not judged"),
+    None: ("?", "not judged"),
 }
 
 
@@ -67,6 +66,7 @@ class MeasureView:
     measure: str
     measure_id: str
     before: str
+    before_interval: str
     after: str
     after_interval: str
     difference: str
@@ -103,8 +103,7 @@ def overview(comparisons: Sequence[Comparison]) -> Markup | None:
         bad = next((own[measure] for measure in BAD_MEASURES if measure in own), None)
         if bad is not None:
             rows.append(Row(name, bad.before, bad.after))
-    spoken = "; ".join(f"{row.label}: {percent(row.before.value)} before, {percent(row.after.value)} after" for row in rows)
-    return plot_rows(rows, f"Bad reply, every behaviour. {spoken}") if len(rows) > 1 else None
+    return plot_rows(rows, "Bad reply, every behaviour") if len(rows) > 1 else None
 
 
 def behaviour_views(
@@ -163,39 +162,36 @@ def _plot(name: str, own: list[Comparison], verdict: Verdict) -> Markup | None:
         for measure, label in PLOTTED.items()
         if measure in found
     ]
-    spoken = "; ".join(f"{row.label}: {percent(row.before.value)} before, {percent(row.after.value)} after" for row in rows)
-    return plot_rows(rows, f"{name}. {spoken}") if rows else None
+    return plot_rows(rows, name) if rows else None
 
 
 def _attacks(
     name: str, own: list[Comparison], scores: dict[str, list[Score]], contract: Contract
 ) -> tuple[str, Markup | None]:
-    """The bad reply to plain prompts and to each family of attacks, the worst family first; None without attacks."""
-    from demeanor.prove.statistics import estimate_mean
+    """The bad reply to plain prompts and to each family of attacks, the worst family first; None without attacks.
+
+    Each family is given to `prove` as if it were a behaviour, so that its intervals are made like the verdict's.
+    """
+    from demeanor.prove import prove_contract
 
     measure = next((m for m in BAD_MEASURES if any(c.measure == m for c in own)), "")
-    sides = {side: [score for score in scores[side] if score.behaviour == name] for side in SIDES}
-    families = dict.fromkeys(score.attack for side in SIDES for score in sides[side])
-    if not measure or not any(families):
+    families = {
+        side: [
+            replace(score, behaviour=score.attack or "", values={measure: score.values.get(measure)})
+            for score in scores[side]
+            if score.behaviour == name
+        ]
+        for side in SIDES
+    }
+    if not measure or not all(families.values()) or not any(score.behaviour for score in families["after"]):
         return measure, None
-    settings = contract.measurement
-    how = {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}
-    rows = []
-    for family in families:
-        own_values = {
-            side: [score.values.get(measure) for score in sides[side] if score.attack == family] for side in SIDES
-        }
-        if measure.endswith("_sampled_rate"):  # probes that were not drawn for sampling are no missing evidence
-            own_values = {side: [value for value in values if value is not None] for side, values in own_values.items()}
-        estimates = [estimate_mean(own_values[side], **how) for side in SIDES]  # type: ignore[arg-type]
-        label = "plain prompts" if family is None else f"attack: {family}"
-        rows.append((family is not None, -(estimates[1].value or 0.0), label, estimates))
-    rows.sort(key=lambda row: row[:3])
-    plotted = [Row(f"{label} (n = {before_after[1].n})", *before_after) for _, _, label, before_after in rows]
-    spoken = "; ".join(
-        f"{row.label}: {percent(row.before.value)} before, {percent(row.after.value)} after" for row in plotted
-    )
-    return measure, plot_rows(plotted, f"{name}, by attack. {spoken}")
+    found = prove_contract(families["before"], families["after"], contract).comparisons
+    found = tuple(sorted(found, key=lambda c: (c.behaviour != "", -(c.after.value or 0.0), c.behaviour)))
+    rows = [
+        Row(f"{f'attack: {c.behaviour}' if c.behaviour else 'plain prompts'} (n = {c.after.n})", c.before, c.after)
+        for c in found
+    ]
+    return measure, plot_rows(rows, f"{name}, by attack") if rows else None
 
 
 def _measure(comparison: Comparison) -> MeasureView:
@@ -205,6 +201,7 @@ def _measure(comparison: Comparison) -> MeasureView:
         measure=measure_words(measure),
         measure_id=measure,
         before="after only" if joint else value_words(comparison.before.value, measure),
+        before_interval="" if joint else interval_words(comparison.before, measure),
         after=value_words(comparison.after.value, measure),
         after_interval=interval_words(comparison.after, measure),
         difference="after only" if joint else value_words(comparison.difference.value, measure, change=True),
@@ -214,10 +211,8 @@ def _measure(comparison: Comparison) -> MeasureView:
     )
 
 
-def _exchanges(
-    drawn: dict[str, list[Reply]], known: dict[tuple[str, str], Probe]
-) -> tuple[list[ExchangeView], int]:
-    """The worst sample of each probe, the worst probes first, at most MOST_REPLIES; and how many samples are not shown."""
+def _exchanges(drawn: dict[str, list[Reply]], known: dict[tuple[str, str], Probe]) -> tuple[list[ExchangeView], int]:
+    """The worst sample of each probe, the worst first, at most MOST_REPLIES; and how many samples are not shown."""
     pairs: dict[tuple[str, int], dict[str, Reply]] = {}
     for side in SIDES:
         for reply in drawn[side]:
@@ -242,7 +237,7 @@ def _exchanges(
 
 
 def _badness(pair: dict[str, Reply]) -> int:
-    """0 for the worst: violating after though not before; 1 still violating; then changed, by what it became; last unchanged."""
+    """0 is the worst: violating though it was not before; 1 still violating; then what changed; last what did not."""
     before = pair["before"].judgement if "before" in pair else None
     after = pair["after"].judgement if "after" in pair else None
     if after == "violating":
@@ -257,7 +252,9 @@ def _reply(reply: Reply | None) -> ReplyView | None:
         return None
     sign, label = JUDGEMENTS.get(reply.judgement, ("?", reply.judgement or NOT_SHOWN))
     text, cut = _cut(reply.text)
-    return ReplyView(text, cut, reply.judgement if reply.judgement in JUDGEMENTS and reply.judgement else "none", sign, label)
+    return ReplyView(
+        text, cut, reply.judgement if reply.judgement in JUDGEMENTS and reply.judgement else "none", sign, label
+    )
 
 
 def _cut(text: str) -> tuple[str, int]:

@@ -19,12 +19,50 @@ from demeanor.records import Estimate
 from demeanor.report.words import percent, visible
 
 WIDTH = 500  # of every plot, CSS pixels; a page scales it down on a narrow screen
-ROW_HEIGHT = 46
+ROW_HEIGHT = 50
 _STRETCH = 0.003
-_TICKS = {0.0: "0", 0.001: "0.1", 0.01: "1 %", 0.1: "10 %", 0.5: "50 %", 0.9: "90", 0.99: "99", 1.0: "100 %"}
+_BEFORE, _AFTER = "var(--before)", "var(--after)"
+_FILLED = 0.97  # share of the width from 0 % to 100 %: room for the marks at the ends
+_TICKS = {0.0: "0", 0.01: "1 %", 0.1: "10 %", 0.5: "50 %", 0.9: "90", 0.99: "99", 1.0: "100 %"}
+_STYLE = {
+    "aria": False,
+    "background": "transparent",
+    "font": "sans-serif",
+    "padding": 4,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--soft)",
+        "titleColor": "var(--soft)",
+        "gridColor": "var(--line)",
+        "domain": False,
+        "ticks": False,
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "titleFontWeight": "normal",
+        "labelPadding": 6,
+    },
+}
 _ELEMENTS = {"svg", "g", "path", "text", "line", "rect", "circle"}
 _ATTRIBUTES = {
-    *("width", "height", "viewBox", "transform", "d", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r", "rx", "dx", "dy"),
+    *(
+        "width",
+        "height",
+        "viewBox",
+        "transform",
+        "d",
+        "x",
+        "y",
+        "x1",
+        "x2",
+        "y1",
+        "y2",
+        "cx",
+        "cy",
+        "r",
+        "rx",
+        "dx",
+        "dy",
+    ),
     *("fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "stroke-linecap"),
     *("stroke-linejoin", "stroke-miterlimit", "opacity", "text-anchor", "font-size", "font-weight"),
 }
@@ -52,51 +90,55 @@ def plot_rows(rows: Sequence[Row], about: str) -> Markup:
     """Before (hollow) and after (filled) of each row, each with its interval as a bar, on the stretched axis.
 
     Args:
-        about: what a screen reader says.
+        about: what a screen reader says before the numbers.
     """
     import altair as alt
 
     height = ROW_HEIGHT * len(rows) + 8
-    ticks = [{"x": _place(p), "y": 0, "y2": height - 6, "text": text} for p, text in _TICKS.items()]
-    labels, spans, points, links, limits = [], [], [], [], []
+    ticks = [{"x": _place(p), "y": 0, "y2": height - 6} for p in _TICKS]
+    names = [{"x": _place(p), "y": height - 3, "text": text} for p, text in _TICKS.items()]
+    labels, numbers, spans, points, links, limits, spoken = [], [], [], [], [], [], []
     for index, row in enumerate(rows):
         top = ROW_HEIGHT * index
-        numbers = f"{percent(row.before.value)} → {percent(row.after.value)}"
-        labels.append({"y": top + 13, "text": visible(row.label), "numbers": numbers})
+        labels.append({"x": 0, "y": top + 12, "text": visible(row.label)})
+        both = f"{percent(row.before.value)} → {percent(row.after.value)}"
+        numbers.append({"x": 1, "y": top + 12, "text": both})
+        spoken.append(f"{row.label}: {percent(row.before.value)} before, {percent(row.after.value)} after")
         placed = []
-        for side, estimate, y in (("before", row.before, top + 25), ("after", row.after, top + 35)):
+        for ink, estimate, y in ((_BEFORE, row.before, top + 27), (_AFTER, row.after, top + 37)):
             if estimate.value is None:
                 continue
             placed.append({"x": _place(estimate.value), "y": y})
-            points.append({**placed[-1], "side": side})
+            points.append({**placed[-1], "ink": ink})
             if estimate.low is not None and estimate.high is not None and estimate.low < estimate.high:
-                spans.append({"x": _place(estimate.low), "x2": _place(estimate.high), "y": y, "side": side})
+                spans.append({"x": _place(estimate.low), "x2": _place(estimate.high), "y": y, "ink": ink})
         if len(placed) == 2:
             links.append({**placed[0], "x2": placed[1]["x"], "y2": placed[1]["y"]})
         if row.limit is not None and 0 <= row.limit <= 1:
-            limits.append({"x": _place(row.limit), "y": top + 18, "y2": top + 42})
-    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, 1], range=[6, WIDTH - 6]))
+            limits.append({"x": _place(row.limit), "y": top + 20, "y2": top + 44})
+    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, 1], range=[0, WIDTH]))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, height], range=[0, height]))
-    left, right = alt.XValue(0), alt.XValue(WIDTH)
 
     def layer(data: list[dict[str, Any]]) -> Any:
         return alt.Chart(alt.Data(values=data))
 
-    ink = alt.condition("datum.side == 'before'", alt.value("var(--before)"), alt.value("var(--after)"))
+    x2, y2, text, ink = alt.X2("x2:Q"), alt.Y2("y2:Q"), alt.Text("text:N"), alt.Color("ink:N", scale=None)
     layers = [
-        layer(ticks).mark_rule(color="var(--line)").encode(x=x, y=y, y2="y2:Q"),
-        layer(ticks).mark_text(color="var(--soft)", fontSize=11, baseline="top", dy=2).encode(x=x, y="y2:Q", text="text:N"),
-        layer(labels).mark_text(color="currentColor", fontSize=12.5, align="left", limit=WIDTH - 150).encode(x=left, y=y, text="text:N"),
-        layer(labels).mark_text(color="currentColor", fontSize=12.5, align="right").encode(x=right, y=y, text="numbers:N"),
-        layer(links).mark_rule(color="var(--before)", opacity=0.55).encode(x=x, x2="x2:Q", y=y, y2="y2:Q"),
-        layer(spans).mark_rule(strokeWidth=6, opacity=0.35, strokeCap="butt").encode(x=x, x2="x2:Q", y=y, color=ink),
-        layer(limits).mark_rule(color="var(--limit)", strokeDash=[4, 3], strokeWidth=1.5).encode(x=x, y=y, y2="y2:Q"),
+        layer(ticks).mark_rule(color="var(--line)").encode(x=x, y=y, y2=y2),
+        layer(names).mark_text(color="var(--soft)", fontSize=11, baseline="top").encode(x=x, y=y, text=text),
+        layer(labels)
+        .mark_text(color="currentColor", fontSize=12.5, align="left", limit=WIDTH - 200)
+        .encode(x=x, y=y, text=text),
+        layer(numbers).mark_text(color="currentColor", fontSize=12.5, align="right").encode(x=x, y=y, text=text),
+        layer(links).mark_rule(color=_BEFORE, opacity=0.55).encode(x=x, x2=x2, y=y, y2=y2),
+        layer(spans).mark_rule(strokeWidth=6, opacity=0.35, strokeCap="butt").encode(x=x, x2=x2, y=y, color=ink),
+        layer(limits).mark_rule(color="var(--limit)", strokeDash=[4, 3], strokeWidth=1.5).encode(x=x, y=y, y2=y2),
         layer(points).mark_circle(size=64, opacity=1).encode(x=x, y=y, color=ink),
-        layer([p for p in points if p["side"] == "before"])
+        layer([p for p in points if p["ink"] == _BEFORE])
         .mark_circle(size=22, opacity=1, color="var(--paper)")
         .encode(x=x, y=y),
     ]
-    return _svg(alt.layer(*layers).properties(width=WIDTH, height=height), about)
+    return _svg(alt.layer(*layers).properties(width=WIDTH, height=height), f"{about}. {'; '.join(spoken)}")
 
 
 def plot_curves(curves: Sequence[Curve], about: str, reference: float | None = None, *, shares: bool = False) -> Markup:
@@ -113,17 +155,25 @@ def plot_curves(curves: Sequence[Curve], about: str, reference: float | None = N
         for index, curve in enumerate(curves)
         for step, value in curve.points
     ]
+    in_percent = {"labelExpr": "format(100 * datum.value, '.0f') + ' %'"} if shares else {}
     scale = alt.Scale(domain=[0, 1]) if shares else alt.Scale(zero=False, nice=True)
-    x = alt.X("step:Q", title="step", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False, tickCount=6, format="d"))
-    y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, **({"format": ".0%"} if shares else {})))
+    x = alt.X(
+        "step:Q",
+        title="step",
+        scale=alt.Scale(zero=False, nice=False),
+        axis=alt.Axis(grid=False, tickCount=6, format="d"),
+    )
+    y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, **in_percent))
     layers = []
     if reference is not None:
         level = alt.Chart(alt.Data(values=[{"value": reference}]))
         layers.append(level.mark_rule(color="var(--limit)", strokeDash=[2, 3]).encode(y=y))
     for index, curve in enumerate(curves):
         own = alt.Chart(alt.Data(values=[item for item in values if item["line"] == index]))
-        color = "var(--before)" if curve.dashed else "var(--after)"
-        layers.append(own.mark_line(color=color, strokeWidth=1.8, strokeDash=[5, 3] if curve.dashed else []).encode(x=x, y=y))
+        color = _BEFORE if curve.dashed else _AFTER
+        layers.append(
+            own.mark_line(color=color, strokeWidth=1.8, strokeDash=[5, 3] if curve.dashed else []).encode(x=x, y=y)
+        )
         if len(curve.points) <= 12:
             layers.append(own.mark_circle(color=color, size=30, opacity=1).encode(x=x, y=y))
     return _svg(alt.layer(*layers).properties(width=WIDTH - 48, height=150), about)
@@ -137,21 +187,18 @@ def thin(points: Sequence[tuple[float, float]], most: int = 300) -> tuple[tuple[
 
 
 def _place(p: float) -> float:
-    """Where a probability stands on the stretched axis, from 0 (for 0) to 1 (for 1)."""
+    """Where a probability stands on the stretched axis, of width 1."""
     p = min(max(p, 0.0), 1.0)
     full = math.log1p(1 / _STRETCH)
-    return 0.5 + (math.log1p(p / _STRETCH) - math.log1p((1 - p) / _STRETCH)) / (2 * full)
+    return 0.5 + _FILLED * (math.log1p(p / _STRETCH) - math.log1p((1 - p) / _STRETCH)) / (2 * full)
 
 
 def _svg(chart: Any, about: str) -> Markup:
     import vl_convert
 
-    axis = {"labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--line)", "domain": False, "ticks": False}
-    styled = chart.configure(background=None, aria=False, font="sans-serif", padding=4).configure_axis(
-        **axis, labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelPadding=6
-    )
-    text = vl_convert.vegalite_to_svg(styled.configure_view(stroke=None).to_dict(), allowed_base_urls=[])
-    return clean_svg(text, about)
+    spec = chart.to_dict(validate=False)  # altair's check takes longer than the drawing
+    spec["config"] = _STYLE
+    return clean_svg(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]), about)
 
 
 def clean_svg(text: str, about: str) -> Markup:
@@ -160,7 +207,7 @@ def clean_svg(text: str, about: str) -> Markup:
     if root is None:
         raise ValueError("the plot is not an SVG")
     root.attrib |= {"role": "img", "aria-label": visible(about)}
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 (escaped by ElementTree)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _rebuilt(old: ElementTree.Element) -> ElementTree.Element | None:

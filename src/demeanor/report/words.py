@@ -19,11 +19,14 @@ MINUS = "\u2212"
 _MEASURES = {
     "violating_opening_mass": ("bad reply: probability that the reply begins with a violating opening", "probability"),
     "safe_opening_mass": ("good reply: probability that the reply begins with a safe opening", "probability"),
-    "violating_choice_probability": ("bad reply: its probability when only the given replies could be said", "probability"),
+    "violating_choice_probability": (
+        "bad reply: its probability when only the given replies could be said",
+        "probability",
+    ),
     "violating_logp": ("log-probability of the bad reply", "nats"),
     "safe_logp": ("log-probability of the good reply", "nats"),
-    "violating_logp_per_token": ("log-probability of the bad reply, a token", "nats"),
-    "safe_logp_per_token": ("log-probability of the good reply, a token", "nats"),
+    "violating_logp_per_token": ("log-probability per token of the bad reply", "nats"),
+    "safe_logp_per_token": ("log-probability per token of the good reply", "nats"),
     "violating_sampled_rate": ("bad reply: share of the sampled replies", "probability"),
     "safe_sampled_rate": ("good reply: share of the sampled replies", "probability"),
     "invalid_sampled_rate": ("empty or garbled: share of the sampled replies", "probability"),
@@ -86,10 +89,7 @@ def percent(value: float | None, digits: int | None = None) -> str:
             return f"<{SPACE}0.01{SPACE}%"
         if 0.9999 < value < 1:
             return f">{SPACE}99.99{SPACE}%"
-        if value in (0, 1):
-            digits = 0
-        else:
-            digits = 2 if value < 0.00995 or value > 0.99 else 1
+        digits = 0 if value in (0, 1) else 2 if value < 0.00995 or value > 0.99 else 1
     return f"{100 * value:.{digits}f}{SPACE}%"
 
 

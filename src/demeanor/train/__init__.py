@@ -61,11 +61,16 @@ def train_adapter(
     disable_progress_bar()
     settings = contract.training
     base = load_model(source, contract, tuned=False)
-    policy = dpo.make_policy(source, base, contract)
-    if source.adapter is not None:
+    policy, config = base, None
+    if source.adapter is None:
+        config = dpo.lora_config(source, base, contract)
+    else:
+        from peft import PeftModel
+
+        policy = PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
         say(f"training goes on with the adapter in {source.name}; its own rank and layers are used, not lora_r")
     reference = load_model(source, contract) if settings.reference == "copy" else None
-    num_trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    num_trainable = dpo.num_trainable(policy, config)
     bf16 = settings.bf16 if settings.bf16 is not None else wants_bf16(base)
     memory = estimate_memory(
         base,
@@ -85,6 +90,7 @@ def train_adapter(
     stopper = _Stopper()
     trainer = dpo.make_trainer(
         policy,
+        config,
         reference,
         tokenizer,
         pairs,
@@ -105,6 +111,7 @@ def train_adapter(
     state = trainer.state
     if stopper.asked() and state.global_step < state.max_steps:
         raise Interrupted(f"stopped after step {state.global_step} of {state.max_steps}; the checkpoint is kept")
+    policy = trainer.accelerator.unwrap_model(trainer.model)
     if not all(bool(p.isfinite().all()) for p in policy.parameters() if p.requires_grad):
         raise StageError("the adapter's weights are no longer finite; a smaller learning_rate helps")
     policy.save_pretrained(out, selected_adapters=["default"])

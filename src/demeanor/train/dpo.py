@@ -1,9 +1,9 @@
 """Everything that touches TRL: our pairs under TRL's DPOTrainer, a PEFT adapter, the reference, checkpoints.
 
 The pairs arrive as token ids (`tokens.py`), so TRL neither applies a template nor truncates. TRL's losses, options,
-logging and Accelerate stay as they are. The implicit reward of a reply is beta (log p_policy - log p_reference), and the
-loss -log sigmoid(reward of chosen - reward of rejected) (Rafailov et al. 2023); before the first step policy and reference
-are the same function, so every margin is 0, which is checked.
+logging and Accelerate stay as they are. The implicit reward of a reply is beta (log p_policy - log p_reference), the
+loss -log sigmoid(reward of chosen - reward of rejected) (Rafailov et al. 2023); before the first step policy and
+reference are the same function, so every margin is 0, which is checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
@@ -37,38 +37,52 @@ class PairTrainer(DPOTrainer):
         return dataset
 
 
-def make_policy(source: ModelSource, base: Any, contract: Contract) -> PeftModel:
-    """The model with the adapter that will be trained: a new one, or the one that the model came with.
+def lora_config(source: ModelSource, base: Any, contract: Contract) -> LoraConfig:
+    """The new adapter's configuration.
 
     Raises:
         ModelError: the model has no layer of the names in `lora_target_modules`.
     """
     settings = contract.training
-    if source.adapter is not None:
-        return PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
     targets = settings.lora_target_modules
-    config = LoraConfig(
+    layers = _linear_layers(base)
+    names = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    if not isinstance(targets, str) and not set(targets) & set(names):
+        raise ModelError(
+            f"has no layers called {', '.join(targets)}",
+            where=source.name,
+            remedy=f"set training.lora_target_modules to some of {', '.join(names)}, or to all-linear",
+        )
+    return LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
-        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules()),
+        fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in layers.values()),
     )
-    torch.manual_seed(settings.seed)
-    try:
-        return get_peft_model(base, config)
-    except ValueError as error:
-        names = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if type(m).__name__ in ("Linear", "Conv1D")})
-        raise ModelError(
-            f"has no layers for this adapter: {one_line(error, 140)}",
-            where=source.name,
-            remedy=f"set training.lora_target_modules to some of {', '.join(names)}, or to all-linear",
-        ) from None
+
+
+def num_trainable(policy: Any, config: LoraConfig | None) -> int:
+    """Parameters that will be trained: those of the starting adapter, or r (in + out) for each layer of a new one."""
+    if config is None:
+        return sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    targets = config.target_modules
+    chosen = [
+        layer
+        for name, layer in _linear_layers(policy).items()
+        if isinstance(targets, str) or name.rsplit(".", 1)[-1] in targets
+    ]
+    return sum(config.r * sum(layer.weight.shape) for layer in chosen)
+
+
+def _linear_layers(model: Any) -> dict[str, Any]:
+    return {name: layer for name, layer in model.named_modules() if type(layer).__name__ in ("Linear", "Conv1D")}
 
 
 def make_trainer(
-    policy: PeftModel,
+    policy: Any,
+    config: LoraConfig | None,
     reference: Any,
     tokenizer: Any,
     pairs: list[TokenizedPair],
@@ -81,6 +95,10 @@ def make_trainer(
     callbacks: list[TrainerCallback],
 ) -> PairTrainer:
     """A trainer that is ready to train.
+
+    Args:
+        policy: the model; a PEFT model when it comes with a starting adapter, and then `config` is None. TRL keeps a
+            frozen copy of a starting adapter as the reference; with a new adapter the reference is the adapter off.
 
     Raises:
         InputError: TRL refuses the options.
@@ -116,9 +134,13 @@ def make_trainer(
         trainer = PairTrainer(
             model=policy,
             ref_model=reference,
+            peft_config=config,
             args=arguments,
             train_dataset=Dataset.from_list(
-                [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+                [
+                    {"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids}
+                    for p in pairs
+                ]
             ),
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -130,7 +152,7 @@ def make_trainer(
 
 
 def step0_margins(trainer: PairTrainer, num_pairs: int = 8) -> list[float]:
-    """The margins (nats, without beta) of the first pairs before any step: (chosen - rejected) of policy - reference."""
+    """Margins (nats, without beta) of the first pairs before any step: (chosen - rejected) of policy - reference."""
     rows = [trainer.train_dataset[index] for index in range(min(num_pairs, len(trainer.train_dataset)))]
     batch = {key: value.to(trainer.accelerator.device) for key, value in trainer.data_collator(rows).items()}
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
@@ -159,8 +181,8 @@ def check_step0(trainer: PairTrainer, *, bf16: bool) -> float:
     tolerance = 0.0 if exact else 1.0 if bf16 else 5e-3
     if not worst <= tolerance:
         raise StageError(
-            f"the margin before the first step is {worst:.3g} nats, not 0: the reference is not the model that is trained; "
-            "nothing was trained"
+            f"the margin before the first step is {worst:.3g} nats, not 0: the reference is not the model that is "
+            "trained; nothing was done"
         )
     return worst
 

@@ -1,0 +1,84 @@
+"""The verdict in one sentence that a manager understands, and no stronger than the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from demeanor.records import SIDES, Comparison, Verdict
+from demeanor.report.words import BAD_MEASURES, SPACE, percent, plural
+
+BARELY = 0.005  # a probability that changed by at most this, and by at most a tenth, "barely moved"
+
+
+def headline(verdict: Verdict, collateral: Collection[str]) -> str:
+    """The verdict in one sentence: what became of the bad reply, and whether the limits hold."""
+    limits = verdict.limits
+    num_failed = sum(not limit.passed for limit in limits)
+    if not limits:
+        end = "the contract states no limit, so nothing is proven"
+    elif num_failed:
+        end = f"{num_failed} of {plural(len(limits), 'limit')} {'does' if num_failed == 1 else 'do'} not hold"
+    else:
+        end = {1: "the one limit holds", 2: "both limits hold"}.get(len(limits), f"all {len(limits)} limits hold")
+    found = _bad_reply(verdict, collateral)
+    if found is None:
+        return end[0].upper() + end[1:] + "; how likely a bad reply is was not measured."
+    measure, parts = found
+    what = {
+        "violating_opening_mass": "The probability of a bad reply",
+        "violating_sampled_rate": "The share of bad replies among the sampled ones",
+        "violating_choice_probability": "The probability of the bad reply, when only the given replies could be said,",
+    }[measure]
+    total = sum(part.after.n for part in parts)
+    before, after = (sum(getattr(p, side).value * p.after.n for p in parts) / total for side in SIDES)
+    falls = [p for p in parts if p.difference.high is not None and p.difference.high < 0]
+    rises = [p for p in parts if p.difference.low is not None and p.difference.low > 0]
+    joint = ", but " if falls and (num_failed or not limits) else ", and "
+    old, new = _apart(before, after)
+    moved = f"from {old} to {new}"
+    where = f" on {plural(total, 'held-out prompt')}"
+    if abs(after - before) <= min(BARELY, before / 10):
+        return f"{what} barely moved, {moved}{where}, {'but' if num_failed or not limits else 'and'} {end}."
+    if len(falls) == len(parts) or len(rises) == len(parts):
+        return f"{what} {'fell' if falls else 'rose'} {moved}{where}{joint}{end}."
+    if not falls and not rises:
+        return f"{what} went {moved}{where}, a change that chance alone could explain{joint}{end}."
+    counts = {"fell": len(falls), "rose": len(rises)}
+    sides = " and ".join(f"{verb} beyond chance in {count}" for verb, count in counts.items() if count)
+    return f"{what} went {moved}{where} (it {sides} of {len(parts)} behaviours){joint}{end}."
+
+
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Both in per cent, with as many digits as tell them apart, if four do."""
+    if one != other and percent(one) == percent(other):
+        for digits in (2, 3, 4):
+            if percent(one, digits) != percent(other, digits):
+                return percent(one, digits), percent(other, digits)
+    return percent(one), percent(other)
+
+
+def _bad_reply(verdict: Verdict, collateral: Collection[str]) -> tuple[str, list[Comparison]] | None:
+    """The measure of the bad reply that most trained behaviours have, and the comparisons of it."""
+    best: tuple[str, list[Comparison]] | None = None
+    for measure in BAD_MEASURES:
+        own = [
+            c
+            for c in verdict.comparisons
+            if c.measure == measure
+            and c.behaviour not in collateral
+            and c.before.value is not None
+            and c.after.value is not None
+        ]
+        if own and (best is None or len(own) > len(best[1])):
+            best = measure, own
+    return best
+
+
+def holding(verdict: Verdict) -> str:
+    """How many limits hold, and at which confidence."""
+    if not verdict.limits:
+        return "No limit is stated."
+    passed, total = sum(limit.passed for limit in verdict.limits), len(verdict.limits)
+    level = f"{100 * verdict.confidence:g}{SPACE}%"
+    hold = "holds" if passed == 1 else "hold"
+    return f"{passed} of {plural(total, 'limit')} {hold}, each judged by an interval of {level} confidence."

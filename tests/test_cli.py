@@ -1,0 +1,189 @@
+"""The command line: one clear line and exit code 2 for wrong input, which leaves the run folder as it was."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import make_model
+from test_journey import few_pairs, small_contract  # noqa: F401 -- a fixture
+
+from demeanor.cli import app, main
+from demeanor.contract import dump_contract
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def demeanor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Call the command line in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["demeanor", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, few_pairs: Path) -> tuple[Path, Path]:  # noqa: F811
+    """(contract file, run folder) of a finished run."""
+    from demeanor.pipeline import run
+    from demeanor.plan import plan_run
+    from demeanor.workspace import Workspace
+
+    folder = tmp_path_factory.mktemp("cli")
+    contract = small_contract(make_model("llama", folder / "model"), few_pairs)
+    (folder / "contract.yaml").write_text(dump_contract(contract), "utf-8")
+    run(plan_run(contract, Workspace(folder / "run")))
+    return folder / "contract.yaml", folder / "run"
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Name -> (options of --set, words that the one line must hold)."""
+    good = json.dumps({"prompt": "Hello?", "chosen": "Good day to you.", "rejected": "What now?"})
+    truncated = folder / "truncated.jsonl.gz"
+    truncated.write_bytes(gzip.compress(("\n".join([good] * 5000)).encode())[:-40])
+    no_pairs = folder / "no-pairs.jsonl"
+    no_pairs.write_text(json.dumps({"name": "Anna", "age": 7}) + "\n", "utf-8")
+    same = folder / "same.jsonl"
+    same.write_text(json.dumps({"prompt": "Hello?", "chosen": "Good day.", "rejected": "Good day."}) + "\n", "utf-8")
+    bare = make_model("gpt2", folder / "bare")
+    return {
+        "missing file": ([f"data.pairs={folder}/nowhere.jsonl"], "nowhere.jsonl"),
+        "truncated gz": ([f"data.pairs={truncated}"], "ends early"),
+        "no pairs": ([f"data.pairs={no_pairs}"], "name"),
+        "identical replies": ([f"data.pairs={same}"], "identical"),
+        "wrong key": (["training.lora_rank=4"], "did you mean lora_r"),
+        "wrong value": (["training.beta=-1"], "training.beta"),
+        "unknown model": (["model=/no/such/model"], "/no/such/model"),
+        "model without weights": ([f"model={folder}"], "config.json"),
+        "empty held-out set": (["data.heldout_fraction=0"], "held-out set is empty"),
+        "no chat template": ([f"model={bare}"], "chat template"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "missing file", "truncated gz", "no pairs", "identical replies", "wrong key", "wrong value", "unknown model",
+        "model without weights", "empty held-out set", "no chat template",
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line_and_changes_nothing(
+    name: str, demeanor: Command, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    contract, run_folder = finished
+    options, words = bad_inputs(tmp_path)[name]
+    before = snapshot(run_folder)
+    for out in (run_folder, tmp_path / "new"):
+        code, _, err = demeanor("run", contract, "--out", out, *[part for item in options for part in ("--set", item)])
+        assert code == 2, err
+        assert err.count("\n") == 1 and err.startswith("demeanor: ") and words in err, err
+    assert snapshot(run_folder) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written(demeanor: Command, finished: tuple[Path, Path], tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("x", "utf-8")
+    code, _, err = demeanor("run", finished[0], "--out", blocked / "run")
+    assert code == 2 and str(blocked) in err and "--out" in err and "Traceback" not in err
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine", "utf-8")
+    code, _, err = demeanor("run", finished[0], "--out", foreign)
+    assert code == 2 and "holds files that are not a run's" in err
+    assert snapshot(foreign) == {"thesis.txt": b"mine"}
+
+
+def test_an_altered_file_is_refused_with_its_name(demeanor: Command, finished: tuple[Path, Path]) -> None:
+    _, folder = finished
+    file = folder / "scores" / "after.jsonl"
+    kept = file.read_bytes()
+    file.write_bytes(kept.replace(b"0.", b"1.", 1))
+    for command in (("prove", folder), ("run", "--resume", folder)):
+        code, _, err = demeanor(*command)
+        assert code == 2 and "after.jsonl" in err and "altered" in err, err
+    file.write_bytes(kept)
+    assert demeanor("prove", folder)[0] in (0, 1)
+
+
+def test_run_says_what_to_give(demeanor: Command) -> None:
+    code, _, err = demeanor("run")
+    assert code == 2 and "CONTRACT" in err
+    code, _, err = demeanor("run", "a.yaml", "--pairs", "b.jsonl")
+    assert code == 2 and "exclude each other" in err
+    code, _, err = demeanor("prove", "nowhere")
+    assert code == 2 and "not a run folder" in err
+
+
+def test_json_of_each_command(demeanor: Command, finished: tuple[Path, Path], tmp_path: Path) -> None:
+    contract, folder = finished
+    code, out, _ = demeanor("run", contract, "--out", folder, "--json")
+    verdict = json.loads(out)
+    assert code == (0 if verdict["passed"] else 1)
+    assert {"id", "behaviour", "measure", "before", "after", "difference", "low", "high", "n", "passed"} <= set(
+        verdict["limits"][0]
+    )
+    assert json.loads(demeanor("prove", folder, "--json")[1]) == verdict
+    assert set(json.loads(demeanor("measure", folder, "--json")[1])) == {"before", "after"}
+    assert Path(json.loads(demeanor("report", folder, "--json")[1])["report"]).is_file()
+    assert json.loads(demeanor("train", folder, "--json")[1])["steps"] > 0
+    answer = json.loads(
+        demeanor("ask", folder, "Hello?", "--violating", "Go away.", "--safe", "Good day.", "--json")[1]
+    )
+    assert {row["what"] for row in answer["probabilities"]} >= {
+        "log p of the violating reply",
+        "log p of the safe reply",
+    }
+    released = json.loads(demeanor("release", folder, "--unproven", "--json")[1])
+    assert Path(released["model"], "model.safetensors").is_file()
+    written = json.loads(demeanor("init", tmp_path / "new", "--json")[1])
+    assert Path(written["contract"]).is_file()
+
+
+def test_a_failed_verdict_is_not_released(demeanor: Command, finished: tuple[Path, Path], tmp_path: Path) -> None:
+    _, folder = finished
+    assert demeanor("prove", folder, "--set", "behaviours.tone.limits=[{measure: safe_opening_mass, min: 0.9}]")[0] == 1
+    code, _, err = demeanor("release", folder)
+    assert code == 2 and "verdict" in err and "--unproven" in err
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None and "Example" in (command.callback.__doc__ or ""), command.name
+        assert {"as_json", "settings"} <= set(command.callback.__annotations__), command.name
+
+
+def test_init_sets_keys_and_keeps_its_comments(demeanor: Command, tmp_path: Path) -> None:
+    from demeanor.contract import load_contract
+
+    folder = tmp_path / "new"
+    assert demeanor("init", folder, "--set", "training.beta=0.3", "--set", "model=org/name")[0] == 0
+    contract = load_contract(folder / "contract.yaml")
+    assert (contract.training.beta, contract.model) == (0.3, "org/name")
+    assert "# files, folders or Hub ids" in (folder / "contract.yaml").read_text("utf-8")
+    code, _, err = demeanor("init", tmp_path / "other", "--set", "training.bet=0.3")
+    assert code == 2 and "did you mean beta" in err and not (tmp_path / "other").exists()
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "demeanor", "--help"], capture_output=True, text=True, check=True)
+    assert "demo" in done.stdout
