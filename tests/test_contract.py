@@ -239,8 +239,9 @@ def test_a_limit_has_one_bound_and_its_own_id() -> None:
     behaviour = contract_of(behaviours={"tone": {"limits": limits}}).behaviours["tone"]
     assert [limit.bounds for limit in behaviour.limits] == [{kind: 0} for kind in list(Limit.model_fields)[1:]]
     assert len({limit.id("tone") for limit in behaviour.limits}) == 4
-    with pytest.raises(ContractError, match="exactly one of"):
-        contract_of(behaviours={"tone": {"limits": [{"measure": "reply_tokens"}]}})
+    for bounds in ({}, {"max": 1, "min": 0}):
+        with pytest.raises(ContractError, match="exactly one of"):
+            contract_of(behaviours={"tone": {"limits": [{"measure": "reply_tokens", **bounds}]}})
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_transient_behaviours_are_told_and_never_trained(more: dict[str, Any], w
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("prompt", [None, "No place here.", "Wrong {notcie}."])
+@pytest.mark.parametrize("prompt", [None, "The notice: none.", "Wrong {notcie}."])
 def test_a_transient_behaviour_needs_a_place_in_the_prompt(prompt: str | None) -> None:
     with pytest.raises(
         ContractError, match=r"behaviours.notice: has no place in system_prompt: write \{notice\} there"

@@ -126,6 +126,7 @@ def make_trainer(
             save_strategy="steps",
             save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
             bf16=bf16,
+            use_cpu=next(policy.parameters()).device.type == "cpu",  # TRL allows bf16 on a CPU only when told
             gradient_checkpointing=gradient_checkpointing,
             seed=settings.seed,
             disable_tqdm=True,
