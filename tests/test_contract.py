@@ -25,7 +25,6 @@ from demeanor.contract import (
     Measurement,
     Promise,
     Training,
-    apply_overrides,
     build_contract,
     dump_contract,
     load_contract,
@@ -33,6 +32,7 @@ from demeanor.contract import (
     resolve_paths,
 )
 from demeanor.errors import ContractError, InputError
+from demeanor.settings import apply_overrides
 from demeanor.starter import starter_contract
 
 SOURCE = Path(demeanor.__file__).parent

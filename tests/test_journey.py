@@ -10,7 +10,6 @@ import torch
 from conftest import contract_of, make_model
 
 from demeanor.contract import Contract
-from demeanor.errors import ModelError
 from demeanor.measure.likelihood import Scorer
 from demeanor.pipeline import ask, release_stage, run
 from demeanor.plan import Plan, plan_run
@@ -69,6 +68,7 @@ def test_every_family_end_to_end(family_model: tuple[str, Path], few_pairs: Path
     assert any(a.values["safe_logp"] != b.values["safe_logp"] for a, b in zip(before, after, strict=True)), family
 
     parity = release_stage(plan, Progress())
+    assert parity["proven"] is verdict.passed
     assert parity["dtype"] == "float32" and parity["mean_difference_nats"] <= 1e-4
 
     from peft import PeftModel
@@ -136,12 +136,6 @@ def test_a_reference_that_is_not_the_model_is_refused(
     with pytest.raises(StageError, match="margin before the first step"):
         run(plan)
     assert not plan.workspace.adapter.exists()
-
-
-def test_wrong_layer_names_are_refused_with_the_right_ones(llama: Path, few_pairs: Path, tmp_path: Path) -> None:
-    plan = planned(small_contract(llama, few_pairs, lora_target_modules=["query"]), tmp_path / "run")
-    with pytest.raises(ModelError, match=r"no layers called query.*q_proj"):
-        run(plan)
 
 
 def test_done_stages_are_skipped_and_changed_ones_run_again(llama: Path, few_pairs: Path, tmp_path: Path) -> None:

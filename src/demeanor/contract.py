@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from demeanor.errors import ContractError, one_line
 from demeanor.records import content_id
+from demeanor.settings import Dumper, Source, apply_overrides, read_yaml
 
 STARTER = "starter"  # in `model`, `data.pairs` and `probes`: the embedded default
 MEASURES = {
@@ -237,6 +238,11 @@ class Training(_Base):
     attn_implementation: str | None = Field(None, description="default: flash_attention_2 when installed, else sdpa")
     seed: int = Field(0, ge=0, lt=2**32, description="of the data order and the adapter's start")
 
+    @field_validator("lora_target_modules", mode="after")
+    @classmethod
+    def _name_or_all(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all-linear" else value
+
     @property
     def trl_options(self) -> dict[str, Any]:
         """The keys that are not ours and go to TRL's DPOConfig unchanged."""
@@ -333,7 +339,7 @@ def parse_contract(
     text: str, where: str = "contract", overrides: tuple[str, ...] = (), root: Path | None = None
 ) -> Contract:
     """`load_contract` for a text; `root`, when given, is where its relative paths start from."""
-    data, node = _read_yaml(text, where)
+    data, node = read_yaml(text, where)
     if not isinstance(data, dict):
         raise ContractError("a contract is a mapping of keys", where=where, remedy="`demeanor init` writes one")
     contract = build_contract(apply_overrides(data, overrides), where, node, overrides)
@@ -344,7 +350,7 @@ def build_contract(
     data: dict[str, Any], where: str = "contract", node: yaml.Node | None = None, overrides: tuple[str, ...] = ()
 ) -> Contract:
     """Check `data`, naming the line of a fault when the YAML `node` it came from is given, or the override."""
-    source = _Source(where, node, overrides)
+    source = Source(where, node, overrides)
     try:
         contract = Contract.model_validate(data)
     except ValidationError as error:
@@ -357,43 +363,21 @@ def dump_contract(contract: Contract) -> str:
     """The whole contract as YAML, defaults included, so that it means the same under another version's defaults."""
     data = contract.model_dump(mode="json", exclude_none=True)  # None is the default wherever ours may be None
     data["training"] |= {name: None for name, value in contract.training.trl_options.items() if value is None}
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
-
-
-def apply_overrides(data: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of `data` with each `a.b.c=value` set; values are read as YAML."""
-    data = _unshared(data)
-    for item in overrides:
-        path, raw = _override_path(item), item.partition("=")[2]
-        if "=" not in item or not all(path):
-            raise ContractError(f"cannot read {item!r}", where="--set", remedy="write it as key.key=value")
-        target = data
-        for parent in path[:-1]:
-            if target.get(parent) is None:  # a section that is not there, or that is empty
-                target[parent] = {}
-            target = target[parent]
-            if not isinstance(target, dict):
-                raise ContractError(f"{parent} is not a section", where=f"--set {item}")
-        try:
-            value = yaml.load(raw, Loader=_Loader)
-        except _NOT_YAML:
-            value = raw
-        is_text = isinstance(value, dict) and not raw.strip().startswith("{")  # "Note: closed"
-        target[path[-1]] = raw.strip() if is_text else value
-    return data
 
 
 def resolve_paths(contract: Contract, root: Path) -> Contract:
     """Make the contract's paths that exist under `root` absolute, so that it means the same from anywhere."""
 
     def fix(text: str | None) -> str | None:
-        if text is None or text == STARTER or Path(text).is_absolute():
+        if text is None or text == STARTER or Path(text).expanduser().is_absolute():
             return text
-        try:
-            return str((root / text).resolve(strict=True))
-        except (OSError, ValueError, RuntimeError):  # a Hub id, or a text that can be no path
+        if not (root / text).exists() and _HUB_ID.fullmatch(text) and not text.endswith(_DATA_SUFFIXES):
             return text
+        return str((root / text).resolve())
+
+    template = contract.chat_template
 
     def fix_promise(promise: Any) -> Any:
         return promise.model_copy(update={"probes": fix(promise.probes)})
@@ -401,7 +385,7 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
     return contract.model_copy(
         update={
             "model": fix(contract.model),
-            "chat_template": fix(contract.chat_template),
+            "chat_template": fix(template) if template and template.endswith(".jinja") else template,
             "data": contract.data.model_copy(update={"pairs": tuple(fix(p) for p in contract.data.pairs)}),
             "behaviours": {k: fix_promise(b) for k, b in contract.behaviours.items()},
             "collateral": {k: fix_promise(p) for k, p in contract.collateral.items()},
@@ -409,123 +393,11 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but 1e-4 is a number and a date is text."""
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?(@[\w./-]+)?")
+_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".xz", ".yaml", ".jinja")
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would read as numbers."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
-
-_Dumper.add_representer(  # PyYAML folds a "next line" character that is not escaped
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None),
-)
-
-# what PyYAML raises, also for texts such as 0x_, !!bool maybe, or a thousand brackets
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
-_MAX_VALUES = 100_000
-
-
-def _read_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
-    """The data, and the tree of nodes that knows the lines."""
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        _check_nodes(node, where)
-        return (None if node is None else loader.construct_document(node)), node
-    except _NOT_YAML as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or one_line(error)
-        raise ContractError(f"not YAML: {problem}", where=where + line) from None
-
-
-def _check_nodes(root: yaml.Node | None, where: str) -> None:
-    """Refuse a key that stands twice or is not text, and anchors that hold themselves or multiply without end."""
-    waiting, num_values = [root], 0
-    while waiting:
-        node, num_values = waiting.pop(), num_values + 1
-        if num_values > _MAX_VALUES:
-            raise ContractError(
-                f"holds more than {_MAX_VALUES:,} values", where=where, remedy="look at its anchors (&)"
-            )
-        if isinstance(node, yaml.MappingNode):
-            seen: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                shown = one_line(key.value, 60)
-                if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEY_TAGS:
-                    raise ContractError(
-                        f"the key {shown} is not text", where=f"{where}, line {line}", remedy="put it in quotes"
-                    )
-                if key.value in seen:
-                    raise ContractError(
-                        f"the key {shown} stands twice",
-                        where=f"{where}, line {line}",
-                        remedy=f"the first is in line {seen[key.value]}",
-                    )
-                seen[key.value] = line
-                waiting.append(value)
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-
-
-_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
-
-
-def _unshared(data: Any) -> Any:
-    """A copy in which no two places are the same list or dict, as an anchor makes them."""
-    if isinstance(data, dict):
-        return {key: _unshared(value) for key, value in data.items()}
-    return [_unshared(item) for item in data] if isinstance(data, list) else data
-
-
-def _override_path(item: str) -> list[str]:
-    return [part.strip() for part in item.partition("=")[0].split(".")]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where the keys come from: a file with its YAML nodes, and overrides that win over it."""
-
-    where: str
-    node: yaml.Node | None
-    overrides: tuple[str, ...]
-
-    def at(self, path: tuple[Any, ...]) -> str:
-        """The override that set `path`, or `where, line N` of the deepest node of `path` that exists."""
-        names = [str(part) for part in path]
-        for item in reversed(self.overrides):
-            key = _override_path(item)
-            if names[: len(key)] == key:
-                return f"--set {item}"
-        line, node = None, self.node
-        for part in path:
-            found = None
-            if isinstance(node, yaml.MappingNode):
-                for key_node, value_node in node.value:
-                    if key_node.value == str(part):
-                        found, line = value_node, key_node.start_mark.line + 1
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                found = node.value[part]
-                line = found.start_mark.line + 1
-            if found is None:
-                break
-            node = found
-        return f"{self.where}, line {line}" if line else self.where
-
-
-def _describe(error: ValidationError, data: dict[str, Any], source: _Source) -> ContractError:
+def _describe(error: ValidationError, data: dict[str, Any], source: Source) -> ContractError:
     """The first fault of `error`, but a key that is misspelt before the one that is missing for it."""
     faults = error.errors()
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
@@ -609,7 +481,7 @@ def _nearest(word: str, known: Any, cutoff: float = 0.5) -> str:
     return f"; did you mean {best[0]}?" if best else ""
 
 
-def _check_trl_options(contract: Contract, source: _Source) -> None:
+def _check_trl_options(contract: Contract, source: Source) -> None:
     """Refuse a training key that neither we nor TRL's DPOConfig know, and a value of another type than TRL's.
 
     TRL is imported only when there is such a key.
@@ -647,6 +519,8 @@ def _fits(value: Any, kind: Any) -> bool:
 OURS_NOT_TRL = {
     "output_dir": "the run folder decides; use --out",
     "resume_from_checkpoint": "a run resumes by itself",
+    "save_only_model": "a run must be able to resume",
+    "ignore_data_skip": "a resumed run must see the pairs that an uninterrupted one sees",
     "save_strategy": "write `save_steps`; a run must be able to resume",
     "eval_strategy": "the probes are measured before and after training",
     "load_best_model_at_end": "the probes are measured before and after training",

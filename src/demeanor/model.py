@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from demeanor.contract import STARTER, Contract
 from demeanor.errors import ModelError, one_line
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 
 # Templates that a user may choose for a tokenizer that has none. A reply ends with exactly one end-of-turn token.
 PLAIN_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + eos_token + '\\n' }}"
+    "{{ bos_token or '' }}{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + eos_token + '\\n' }}"
     "{% else %}{{ m['role'] | capitalize + ': ' + m['content'] + '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-).replace("'Assistant: ' + m['content']", "'Assistant:' + ' ' + m['content']")
+)
 CHATML_TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
+    "{{ bos_token or '' }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
     "{{ eos_token if m['role'] == 'assistant' else '<|im_end|>' }}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 TEMPLATES = {"plain": PLAIN_TEMPLATE, "chatml": CHATML_TEMPLATE}
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")  # of a Hub model: never pickles
-_HASHED = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_HASHED = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class ModelSource:
     base: Path
     adapter: Path | None
     fingerprint: str  # changes with the weights, the configuration or the tokenizer
+    commit: str | None = None  # of a Hub model
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -62,14 +64,14 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
         ModelError: there is no such model, or its weights are no safetensors.
     """
     folder = _folder(name, revision)
-    adapter = None
+    adapter, commit = None, folder.name if folder.parent.name == "snapshots" else None
     if (folder / "adapter_config.json").exists():
         adapter = folder
         try:
-            base_name = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
-        except (ValueError, KeyError):
+            config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+            folder = _folder(config["base_model_name_or_path"], config.get("revision"))
+        except (ValueError, KeyError, TypeError):
             raise ModelError("adapter_config.json names no base model", where=str(folder)) from None
-        folder = _folder(base_name, None)
     if not (folder / "config.json").exists():
         raise ModelError(
             "not a model folder (no config.json)", where=str(folder), remedy="give a Hugging Face model's folder"
@@ -81,7 +83,7 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
             remedy="save it with save_pretrained; pickles are never loaded",
         )
     parts = [_fingerprint(place) for place in (folder, adapter) if place is not None]
-    return ModelSource(name, folder, adapter, hashlib.sha256("".join(parts).encode()).hexdigest()[:16])
+    return ModelSource(name, folder, adapter, hashlib.sha256("".join(parts).encode()).hexdigest()[:16], commit)
 
 
 def load_tokenizer(source: ModelSource, contract: Contract) -> PreTrainedTokenizerBase:
@@ -128,7 +130,7 @@ def load_model(source: ModelSource, contract: Contract, *, tuned: bool = True, t
 
     device = best_device()
     if device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.base,
@@ -143,12 +145,18 @@ def load_model(source: ModelSource, contract: Contract, *, tuned: bool = True, t
             model = PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
     except Exception as error:
         raise ModelError(f"cannot be loaded: {one_line(error, 200)}", where=str(source.base)) from None
+    if source.commit is not None and source.adapter is None:
+        model.name_or_path = source.name  # an adapter names its base by this: the Hub id, not this machine's cache
     return model.to(device).eval()
 
 
-def end_of_turn_ids(model_or_config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_of_turn_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token ids that end a reply: the tokenizer's, then those that the model's generation settings name."""
-    named = getattr(getattr(model_or_config, "generation_config", None), "eos_token_id", None)
+    try:
+        settings = json.loads((source.base / "generation_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        settings = {}
+    named = settings.get("eos_token_id")
     named = [] if named is None else named if isinstance(named, list) else [named]
     return list(dict.fromkeys([tokenizer.eos_token_id, *named]))
 
@@ -173,7 +181,7 @@ def attention(contract: Contract, device: torch.device) -> str:
     return "sdpa"
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let the C library keep large freed blocks: PyTorch frees and asks for the same tensors at every step, and a CPU
     training spent a third of its time on getting the pages back from the kernel. Does nothing without glibc."""
     import ctypes

@@ -13,18 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demeanor import __version__
-from demeanor.errors import Interrupted, StageError
+from demeanor.contract import Contract
+from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
 from demeanor.measure import measure_model
 from demeanor.model import load_model
-from demeanor.plan import Plan, prompt_inputs
+from demeanor.plan import DEFAULT_BEHAVIOUR, Plan, prompt_inputs, read_inputs
 from demeanor.progress import Progress
 from demeanor.prove import prove_contract
 from demeanor.records import SIDES, Message, Probe, Score, Verdict
 from demeanor.release import merge_adapter
 from demeanor.report import write_report
 from demeanor.tokens import tokenize_pairs
-from demeanor.train import train_adapter
+from demeanor.train import check_training, train_adapter
 from demeanor.workspace import Workspace, digest, file_sha256
 
 
@@ -37,14 +37,15 @@ def run(plan: Plan, progress: Progress | None = None) -> Verdict:
     """
     progress = progress or Progress()
     workspace = plan.workspace
+    check_training(plan.source, plan.contract)
     workspace.start(plan.contract)
     with keeping_what_is_done(workspace):
         read_stage(plan, progress)
         measure_stage(plan, "before", progress)
         train_stage(plan, progress)
         measure_stage(plan, "after", progress)
-        verdict = prove_stage(plan, progress)
-        report_stage(workspace, progress)
+        verdict = prove_stage(workspace, plan.contract, plan.identity, progress)
+        report_stage(workspace, plan.contract, plan.identity, progress)
     return verdict
 
 
@@ -60,19 +61,13 @@ def read_stage(plan: Plan, progress: Progress) -> None:
         return {"notes": plan.notes}
 
     outputs = (workspace.train_pairs, workspace.heldout_pairs, workspace.probes, workspace.dropped)
-    _stage(plan, "read", plan.read_inputs, work, outputs, progress)
+    _stage(plan, "read", work, outputs, progress)
 
 
 def train_stage(plan: Plan, progress: Progress) -> None:
     """Train the adapter."""
     workspace, contract = plan.workspace, plan.contract
-    inputs = {
-        "model": plan.source.fingerprint,
-        "pairs": file_sha256(workspace.train_pairs),
-        "training": contract.training.model_dump(mode="json"),
-        "prompt": prompt_inputs(contract),
-        "demeanor": __version__,
-    }
+    key = digest(stage_inputs("train", workspace, contract, plan.identity))
 
     def work() -> dict[str, Any]:
         tokens, refused = tokenize_pairs(
@@ -109,7 +104,7 @@ def train_stage(plan: Plan, progress: Progress) -> None:
                     contract,
                     checkpoints=workspace.checkpoints,
                     out=out,
-                    key=digest(inputs),
+                    key=key,
                     advance=step,
                     report=report,
                     say=progress.say,
@@ -117,75 +112,54 @@ def train_stage(plan: Plan, progress: Progress) -> None:
         workspace.write_json(workspace.training, summary)
         return {"steps": summary["steps"], "num_pairs": summary["num_pairs"], "versions": _versions()}
 
-    _stage(plan, "train", inputs, work, (workspace.adapter, workspace.training), progress)
+    _stage(plan, "train", work, (workspace.adapter, workspace.training), progress)
 
 
 def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
     """Measure the probes under the base model (before) or with the adapter (after)."""
     workspace, contract = plan.workspace, plan.contract
-    scores_file, replies_file, partial = workspace.scores(side), workspace.replies(side), workspace.partial(side)
-    inputs = {
-        "model": plan.source.fingerprint,
-        "adapter": workspace.outputs_digest("train") if side == "after" else None,
-        "probes": file_sha256(workspace.probes),
-        "openings": {
-            k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in contract.promises.items()
-        },
-        "measurement": contract.measurement.model_dump(mode="json", exclude={"confidence", "resamples"}),
-        "prompt": prompt_inputs(contract),
-        "demeanor": __version__,
-    }
+    scores_file, replies_file = workspace.scores(side), workspace.replies(side)
+    partial = workspace.partial(side, digest(stage_inputs(side, workspace, contract, plan.identity)))
 
     def work() -> None:
-        # a partial file belongs to one set of inputs
-        mine = partial.with_name(f"{side}.{digest(inputs)}.partial.jsonl")
-        for stale in partial.parent.glob(f"{side}.*.partial.jsonl"):
-            if stale != mine:
-                stale.unlink()
         model = load_aligned(plan) if side == "after" else load_model(plan.source, contract, trees=True)
         with progress.bar(f"measure {side}", len(plan.probes)) as advance:
             scores, replies = measure_model(
-                model, plan.tokenizer, plan.probes, contract, side, partial=mine, advance=advance, say=progress.say
+                model, plan.tokenizer, plan.probes, contract, side, partial=partial, advance=advance, say=progress.say
             )
         workspace.write_records(scores_file, scores)
         workspace.write_records(replies_file, replies)
-        mine.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
-    _stage(plan, side, inputs, work, (scores_file, replies_file), progress)
+    _stage(plan, side, work, (scores_file, replies_file), progress)
 
 
-def prove_stage(plan: Plan, progress: Progress) -> Verdict:
-    """Compare the two sides and judge the limits."""
-    workspace, contract = plan.workspace, plan.contract
-    before, after = (workspace.read_records(workspace.scores(side), Score.from_json) for side in SIDES)
-    inputs = {
-        "scores": workspace.outputs_digest(*SIDES),
-        "limits": {k: [limit.model_dump(mode="json") for limit in p.limits] for k, p in contract.promises.items()},
-        "statistics": [contract.measurement.confidence, contract.measurement.resamples, contract.measurement.seed],
-        "beta": contract.training.beta,
-        "demeanor": __version__,
-    }
+def prove_stage(workspace: Workspace, contract: Contract, identity: dict[str, str], progress: Progress) -> Verdict:
+    """Compare the two sides and judge the limits. Needs the run folder alone, not the model.
+
+    Raises:
+        RunFolderError: the scores were made under other settings than the contract's.
+    """
+    require(workspace, contract, identity, "read", "before", "train", "after")
+    inputs = stage_inputs("prove", workspace, contract, identity)
 
     def work() -> dict[str, Any]:
+        before, after = (workspace.read_records(workspace.scores(side), Score.from_json) for side in SIDES)
         verdict = prove_contract(before, after, contract)
         workspace.write_json(workspace.verdict, verdict.to_json())
         return {"passed": verdict.passed}
 
-    _stage(plan, "prove", inputs, work, (workspace.verdict,), progress)
+    progress.stage("prove", done=workspace.is_done("prove", inputs))
+    workspace.stage("prove", inputs, work, workspace.verdict)
     return Verdict.from_json(workspace.read_json(workspace.verdict))
 
 
-def report_stage(workspace: Workspace, progress: Progress) -> Path:
-    """Write the page."""
-    workspace.check_outputs("prove")
-    inputs = {
-        "results": workspace.outputs_digest("read", "before", "train", "after", "prove", "release"),
-        "contract": file_sha256(workspace.contract_file),
-        "demeanor": __version__,
-    }
+def report_stage(workspace: Workspace, contract: Contract, identity: dict[str, str], progress: Progress) -> None:
+    """Write the page. Needs the run folder alone."""
+    require(workspace, contract, identity, "read", "before", "train", "after", "prove")
+    inputs = stage_inputs("report", workspace, contract, identity)
     progress.stage("report", done=workspace.is_done("report", inputs))
     workspace.stage("report", inputs, lambda: write_report(workspace), workspace.report)
-    return Path(workspace.report)
 
 
 def release_stage(plan: Plan, progress: Progress, dtype: str = "auto") -> dict[str, Any]:
@@ -195,24 +169,19 @@ def release_stage(plan: Plan, progress: Progress, dtype: str = "auto") -> dict[s
         StageError: they differ by more than the stated tolerance; nothing is written to `model/`.
     """
     workspace = plan.workspace
-    for name in ("train", "after"):
-        workspace.check_outputs(name)
-    inputs = {
-        "model": plan.source.fingerprint,
-        "adapter": workspace.outputs_digest("train"),
-        "dtype": dtype,
-        "demeanor": __version__,
-    }
+    require(workspace, plan.contract, plan.identity, "read", "before", "train", "after", "prove")
+    proven = bool(workspace.read_json(workspace.verdict)["passed"])
 
     def work() -> None:
         with workspace.writing(workspace.model) as out:
             parity = merge_adapter(
                 load_aligned(plan), plan.tokenizer, plan.probes, plan.contract, out, source=plan.source, dtype=dtype
             )
-        workspace.write_json(workspace.release, parity)
+        workspace.write_json(workspace.release, {"proven": proven, **parity})
 
     with keeping_what_is_done(workspace):
-        _stage(plan, "release", inputs, work, (workspace.model, workspace.release), progress)
+        _stage(plan, "release", work, (workspace.model, workspace.release), progress, dtype=dtype)
+        report_stage(workspace, plan.contract, plan.identity, progress)
     return workspace.read_json(workspace.release)  # type: ignore[no-any-return]
 
 
@@ -228,13 +197,18 @@ def ask(
         `prompt`, `replies` {side: text}, `probabilities` [{what, unit (probability or nats), before, after}].
     """
     contract, messages = plan.contract, (Message("user", prompt),)
+    if behaviour is not None and behaviour not in contract.promises:
+        raise InputError(
+            f"no behaviour {behaviour}", where="--behaviour", remedy=f"one of {', '.join(contract.promises)}"
+        )
+    require(plan.workspace, contract, plan.identity, "read", "train")
     known = [
         p for p in plan.probes if p.prompt[-1].content.strip() == prompt.strip() and behaviour in (None, p.behaviour)
     ]
     if known and not violating and not safe:
         violating, safe = known[0].violating, known[0].safe
     names = [behaviour] if behaviour else [known[0].behaviour] if known else list(contract.promises)
-    names = [name for name in names if name in contract.promises] or [""]
+    names = names or [DEFAULT_BEHAVIOUR]
     probes = [Probe(f"ask-{name}", name, messages, violating, safe) for name in names]
     settings = contract.measurement.model_copy(update={"samples": 1, "max_sampled_probes": 1, "seed": seed})
     asked = contract.model_copy(update={"measurement": settings})
@@ -244,6 +218,7 @@ def ask(
         model = load_aligned(plan) if side == "after" else load_model(plan.source, contract, trees=True)
         scores[side], sampled = measure_model(model, plan.tokenizer, probes, asked, side)
         replies[side] = sampled[0].text
+        del model  # one model in memory at a time
     rows = []
     for place, name in enumerate(names):
         for measure, what in _ASKED.items():
@@ -268,8 +243,64 @@ def load_aligned(plan: Plan) -> Any:
     """The base model with the trained adapter on it, not merged."""
     from peft import PeftModel
 
+    plan.workspace.check_outputs("train")
     base = load_model(plan.source, plan.contract, tuned=False, trees=True)
     return PeftModel.from_pretrained(base, plan.workspace.adapter).eval()
+
+
+def stage_inputs(
+    name: str, workspace: Workspace, contract: Contract, identity: dict[str, str], **more: Any
+) -> dict[str, Any]:
+    """All that the result of a stage depends on."""
+    settings, promises = contract.measurement, contract.promises
+    if name == "read":
+        return read_inputs(workspace, contract, identity)
+    if name == "train":
+        own: dict[str, Any] = {
+            "pairs": file_sha256(workspace.train_pairs),
+            "training": contract.training.model_dump(mode="json"),
+            "prompt": prompt_inputs(contract),
+        }
+    elif name in SIDES:
+        own = {
+            "adapter": workspace.outputs_digest("train") if name == "after" else None,
+            "probes": file_sha256(workspace.probes),
+            "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},
+            "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples"}),
+            "prompt": prompt_inputs(contract),
+            "max_length": contract.training.max_length,
+        }
+    elif name == "prove":
+        own = {
+            "scores": workspace.outputs_digest(*SIDES),
+            "limits": {k: [limit.model_dump(mode="json") for limit in p.limits] for k, p in promises.items()},
+            "statistics": [settings.confidence, settings.resamples, settings.seed],
+            "beta": contract.training.beta,
+        }
+    elif name == "report":
+        own = {
+            "results": workspace.outputs_digest("read", "before", "train", "after", "prove", "release"),
+            "contract": digest(contract.model_dump(mode="json")),
+        }
+    else:
+        own = {"adapter": workspace.outputs_digest("train"), "verdict": workspace.outputs_digest("prove")}
+    return {**identity, **own, **more}
+
+
+def require(workspace: Workspace, contract: Contract, identity: dict[str, str], *names: str) -> None:
+    """Refuse evidence that was made under other settings than the contract's, or was altered since.
+
+    Raises:
+        RunFolderError: a stage was not done, or not with these settings.
+    """
+    for name in names:
+        workspace.check_outputs(name)
+        if not workspace.is_done(name, stage_inputs(name, workspace, contract, identity)):
+            raise RunFolderError(
+                f"the stage {name!r} was done with other settings than these",
+                where=str(workspace),
+                remedy=f"demeanor run --resume {workspace} does it again",
+            )
 
 
 def _versions() -> dict[str, str]:
@@ -284,15 +315,14 @@ def _versions() -> dict[str, str]:
 def _stage(
     plan: Plan,
     name: str,
-    inputs: dict[str, Any],
     work: Callable[[], dict[str, Any] | None],
     outputs: tuple[Path, ...],
     progress: Progress,
+    **more: Any,
 ) -> None:
-    done = plan.workspace.is_done(name, inputs)
-    progress.stage(name, done=done)
-    if not done:
-        plan.workspace.stage(name, inputs, work, *outputs)
+    inputs = stage_inputs(name, plan.workspace, plan.contract, plan.identity, **more)
+    progress.stage(name, done=plan.workspace.is_done(name, inputs))
+    plan.workspace.stage(name, inputs, work, *outputs)
 
 
 @contextmanager
@@ -305,5 +335,9 @@ def keeping_what_is_done(workspace: Workspace) -> Iterator[None]:
         raise Interrupted("interrupted" + hint) from None
     except (Interrupted, StageError) as error:
         raise type(error)(str(error) + hint) from error
+    except MemoryError as error:
+        raise StageError(
+            "out of memory; a smaller per_device_train_batch_size or max_length needs less" + hint
+        ) from error
     except OSError as error:
         raise StageError(f"{error.strerror or error} {error.filename or ''}".rstrip() + hint) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from demeanor.errors import InputError, PairsError
 from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
 from demeanor.pairs import read_pairs
 from demeanor.records import DroppedRow, PreferencePair, Probe
+from demeanor.settings import apply_overrides
 from demeanor.starter import starter_file
 from demeanor.tokens import Refused, Tokenizer, make_tokenizer, tokenize_pairs
 from demeanor.workspace import Workspace, digest, file_sha256
@@ -39,24 +40,35 @@ class Plan:
     probes: list[Probe]
     dropped: list[DroppedRow]
     notes: list[str]  # lines for the user: what was read, dropped, cut
-    read_inputs: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the numbers depend on besides the contract: the model's files, and how it renders a conversation."""
+        return _identity(self.source, self.tokenizer)
 
 
-def default_contract(pairs: str, model: str, name: str) -> Contract:
+def _identity(source: ModelSource, tokenizer: Tokenizer) -> dict[str, str]:
+    return {
+        "model": source.fingerprint,
+        "template": digest([tokenizer.inner.chat_template, tokenizer.end_ids]),
+        "demeanor": __version__,
+    }
+
+
+def default_contract(pairs: str, model: str, name: str, overrides: tuple[str, ...] = ()) -> Contract:
     """The contract of `run --pairs --model`: held-out pairs as probes, better than chance and ln 2."""
     limits = [
         {"measure": "reward_accuracy", "min": 0.5},
         {"measure": "validation_loss", "max": round(math.log(2), 4)},
     ]
     about = "the held-out pairs' chosen reply over the rejected one"
-    return build_contract(
-        {
-            "name": name,
-            "model": model,
-            "behaviours": {DEFAULT_BEHAVIOUR: {"about": about, "limits": limits}},
-            "data": {"pairs": [pairs]},
-        }
-    )
+    data = {
+        "name": name,
+        "model": model,
+        "behaviours": {DEFAULT_BEHAVIOUR: {"about": about, "limits": limits}},
+        "data": {"pairs": [pairs]},
+    }
+    return build_contract(apply_overrides(data, overrides), "the default contract", overrides=overrides)
 
 
 def plan_run(contract: Contract, workspace: Workspace) -> Plan:
@@ -66,9 +78,12 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
         InputError: whatever is wrong with them, in one line.
     """
     source = find_model(contract.model, revision=contract.revision)
+    if source.commit is not None:  # a run stays with the commit that it began with
+        contract = contract.model_copy(update={"revision": source.commit})
+    contract, note = _within_context(contract, source)
     inner = load_tokenizer(source, contract)
-    tokenizer = make_tokenizer(inner, _end_ids(source, inner))
-    inputs = _read_inputs(contract, source, workspace)
+    tokenizer = make_tokenizer(inner, end_of_turn_ids(source, inner))
+    inputs = read_inputs(workspace, contract, _identity(source, tokenizer))
     if workspace.contract_file.exists() and workspace.is_done("read", inputs):
         stored = workspace.manifest()["stages"]["read"]
         return Plan(
@@ -81,10 +96,18 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
             workspace.read_records(workspace.probes, Probe.from_json),
             workspace.read_records(workspace.dropped, lambda data: DroppedRow(**data)),
             list(stored["notes"]),
-            inputs,
         )
     pairs, dropped, notes = _read_all_pairs(contract, tokenizer)
-    train, heldout = split_pairs(pairs, contract.data)
+    notes += note
+    # behaviours with probes of their own need no held-out pairs
+    own = {name for name, promise in contract.promises.items() if promise.probes}
+    train, heldout = split_pairs([pair for pair in pairs if pair.behaviour not in own], contract.data)
+    held = {id(pair) for pair in heldout}
+    train = [pair for pair in pairs if id(pair) not in held]
+    unknown = Counter(pair.behaviour for pair in pairs if pair.behaviour not in contract.promises)
+    if contract.promises and unknown:
+        named = ", ".join(f"{count} of {name}" for name, count in unknown.items())
+        notes.append(f"pairs of behaviours that the contract does not name, trained on but without limits: {named}")
     probes = _read_probes(contract, tokenizer, heldout, dropped, notes)
     asked = {_flat(probe.prompt[-1].content) for probe in probes}
     leaked = [pair for pair in train if _flat(pair.prompt[-1].content) in asked]
@@ -95,10 +118,36 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
     if not train:
         raise PairsError("no pair is left to train on", remedy="lower data.heldout_fraction, or bring more pairs")
     notes.append(f"{len(train):,} pairs to train on, {len(probes):,} probes")
-    return Plan(workspace, contract, source, tokenizer, train, heldout, probes, dropped, notes, inputs)
+    return Plan(workspace, contract, source, tokenizer, train, heldout, probes, dropped, notes)
 
 
-def _read_inputs(contract: Contract, source: ModelSource, workspace: Workspace) -> dict[str, Any]:
+def _within_context(contract: Contract, source: ModelSource) -> tuple[Contract, list[str]]:
+    """The contract with a max_length that the model's positions allow, and a note when the default was too long.
+
+    Raises:
+        InputError: the user asked for more.
+    """
+    import json
+
+    config = json.loads((source.base / "config.json").read_text("utf-8"))
+    config = {**config, **config.get("text_config", {})}
+    context = config.get("max_position_embeddings") or config.get("n_positions")
+    training = contract.training
+    if context is None or training.max_length <= context:
+        return contract, []
+    if "max_length" in training.model_fields_set:
+        raise InputError(
+            f"training.max_length {training.max_length} is more than the model's {context} positions",
+            where=source.name,
+            remedy=f"set it to at most {context}",
+        )
+    shorter = training.model_copy(update={"max_length": context})
+    return contract.model_copy(update={"training": shorter}), [
+        f"max_length is {context}: the model has no more positions"
+    ]
+
+
+def read_inputs(workspace: Workspace, contract: Contract, identity: dict[str, str]) -> dict[str, Any]:
     """All that the pairs and probes of a run depend on. A file that is gone counts as unchanged."""
     files = [*contract.data.pairs, *(p.probes for p in contract.promises.values() if p.probes)]
     known = workspace.manifest()["stages"].get("read", {}).get("inputs", {}).get("files", {})
@@ -107,10 +156,10 @@ def _read_inputs(contract: Contract, source: ModelSource, workspace: Workspace) 
         "probes": {name: promise.probes for name, promise in contract.promises.items()},
         "files": {name: _file_digest(name) or known.get(name) for name in files},
         "behaviours": {name: behaviour.kind for name, behaviour in contract.behaviours.items()},
-        "model": source.fingerprint,
+        "model": [contract.model, contract.revision],
+        "identity": identity,
         "prompt": prompt_inputs(contract),
         "max_length": contract.training.max_length,
-        "demeanor": __version__,
     }
 
 
@@ -126,7 +175,18 @@ def _file_digest(name: str) -> str | None:
 
 def prompt_inputs(contract: Contract) -> list[Any]:
     transient = {k: [b.value, b.examples] for k, b in contract.behaviours.items() if b.kind == "transient"}
-    return [contract.system_prompt, transient, contract.chat_template]
+    return [contract.system_prompt, transient]
+
+
+def recorded_identity(workspace: Workspace) -> dict[str, str]:
+    """The identity of the model that the run was read for, so that a verdict can be judged again without the model.
+
+    Raises:
+        RunFolderError: the run has not even read its pairs.
+    """
+    workspace.check_outputs("read")
+    identity: dict[str, str] = workspace.manifest()["stages"]["read"]["inputs"]["identity"]
+    return identity
 
 
 def _starter_path(name: str) -> Path:
@@ -191,14 +251,18 @@ def _read_probes(
                 notes.append(f"probes of {name}: {result.summary()}")
     probes += [Probe.from_pair(p, p.behaviour or DEFAULT_BEHAVIOUR) for p in heldout if p.behaviour not in own]
     probes = list({(probe.behaviour, probe.id): probe for probe in probes}.values())
-    system = contract.system_text()
-    for probe in probes:
+    system, cut = contract.system_text(), 0
+    for place, probe in enumerate(probes):
         try:
-            tokenizer.prompt(probe.prompt, system)
-            for text in probe.violating + probe.safe:
-                tokenizer.reply(probe.prompt, text, system)
+            messages, turns = tokenizer.fit(
+                probe.prompt, probe.violating + probe.safe, system, contract.training.max_length
+            )
         except Refused as reason:
             raise InputError(f"a probe of {probe.behaviour} cannot be used: {reason}") from None
+        probes[place] = replace(probe, prompt=messages)
+        cut += bool(turns)
+    if cut:
+        notes.append(f"{cut} probes lost their oldest turns to fit max_length={contract.training.max_length}")
     if not probes:
         raise InputError(
             "the held-out set is empty: nothing could be proven",
@@ -213,17 +277,6 @@ def _read_probes(
                 remedy="name a file of probes, or pairs whose behaviour is this",
             )
     return probes
-
-
-def _end_ids(source: ModelSource, inner: Any) -> list[int]:
-    from transformers import GenerationConfig
-
-    class Named:
-        generation_config = None
-
-    if (source.base / "generation_config.json").exists():
-        Named.generation_config = GenerationConfig.from_pretrained(source.base)
-    return end_of_turn_ids(Named, inner)
 
 
 def _drop(pair: PreferencePair, reason: str) -> DroppedRow:

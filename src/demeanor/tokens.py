@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from demeanor.errors import ModelError, one_line
+from demeanor.errors import InputError, ModelError, one_line
 from demeanor.records import Message, PreferencePair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Refused(Exception):
+class Refused(InputError):
     """A text that cannot be turned into tokens by the rules; the message is the reason that is counted."""
 
 
@@ -48,7 +48,9 @@ class Tokenizer:
     _special: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._special = [token for token in self.inner.all_special_tokens if token.strip()]
+        added = [token.content for token in self.inner.added_tokens_decoder.values() if token.special]
+        named = [*self.inner.all_special_tokens, *added, *(self.inner.decode([end]) for end in self.end_ids)]
+        self._special = [token for token in dict.fromkeys(named) if token.strip()]
 
     def prompt(self, messages: tuple[Message, ...], system: str | None = None) -> list[int]:
         """Token ids of the prompt up to and with the header of the reply. `system` is put first when there is none.
@@ -80,8 +82,15 @@ class Tokenizer:
         return [*reply, self.end_ids[0]]
 
     def opening(self, text: str, example: tuple[Message, ...] = (Message("user", "Hello."),)) -> list[int]:
-        """Token ids of a reply's opening as the template would render it (its own leading space, say), no end."""
-        return self.reply(example, text)[:-1]
+        """Token ids of a reply's opening as the template would render it (its own leading space, say), no end.
+
+        Raises:
+            Refused: the reply's tokens do not begin with the text alone.
+        """
+        tokens = self.reply(example, text)[:-1]
+        if self.inner.decode(tokens).strip() != text.strip():
+            raise Refused(f"the template adds to the opening {text!r}: {self.inner.decode(tokens)!r}")
+        return tokens
 
     def pair(self, pair: PreferencePair, system: str | None = None, max_length: int | None = None) -> TokenizedPair:
         """The pair's token ids, at most `max_length` for prompt and longer reply.
@@ -89,27 +98,36 @@ class Tokenizer:
         Raises:
             Refused: by a rule, or because the replies alone and the last turn do not fit.
         """
-        messages, cut = pair.prompt, 0
-        while True:
-            prompt = self.prompt(messages, system)
-            chosen = self.reply(messages, pair.chosen, system)
-            rejected = self.reply(messages, pair.rejected, system)
-            length = len(prompt) + max(len(chosen), len(rejected))
-            if max_length is None or length <= max_length:
-                break
-            shorter = without_oldest_turns(messages)
-            if shorter is None:
-                raise Refused(f"longer than max_length even with its last turn alone (max_length={max_length})")
-            cut += len(messages) - len(shorter)
-            messages = shorter
+        messages, cut = self.fit(pair.prompt, (pair.chosen, pair.rejected), system, max_length)
+        prompt = self.prompt(messages, system)
+        chosen, rejected = (self.reply(messages, text, system) for text in (pair.chosen, pair.rejected))
         if chosen == rejected:
             raise Refused("chosen and rejected have the same tokens")
         return TokenizedPair(pair.id, prompt, chosen, rejected, cut)
 
+    def fit(
+        self, messages: tuple[Message, ...], replies: tuple[str, ...], system: str | None, max_length: int | None
+    ) -> tuple[tuple[Message, ...], int]:
+        """The prompt without as many of its oldest turns as it takes for every reply to fit, and how many these were.
+
+        Raises:
+            Refused: a reply does not fit even after the last turn alone.
+        """
+        shorter: tuple[Message, ...] | None = messages
+        while shorter is not None:
+            longest = max((len(self.reply(shorter, text, system)) for text in replies), default=0)
+            if max_length is None or len(self.prompt(shorter, system)) + longest <= max_length:
+                return shorter, len(messages) - len(shorter)
+            shorter = without_oldest_turns(shorter)
+        raise Refused(f"longer than max_length even with its last turn alone (max_length={max_length})")
+
     def _render(self, turns: tuple[Message, ...], *, add_generation_prompt: bool) -> list[int]:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
-            text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+            # a template of a thinking model would else put an empty thought into the reply; others ignore the word
+            text = self.inner.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+            )
         except Exception as error:  # a template raises whatever its author wrote
             raise Refused(f"the chat template refuses it: {one_line(error, 120)}") from None
         return list(self.inner(text, add_special_tokens=False)["input_ids"])
@@ -141,18 +159,30 @@ def tokenize_pairs(
 def make_tokenizer(inner: Any, end_ids: list[int]) -> Tokenizer:
     """Check once that the template can render a plain conversation, then wrap it.
 
+    A template may close a turn with another token than those that the model's settings name (a base model's
+    `<|im_end|>`, say): the first special token after a rendered reply ends a turn as well, and comes first.
+
     Raises:
         ModelError: it cannot, so that no pair could be used.
     """
+    example = (Message("user", "Hello."),)
     tokenizer = Tokenizer(inner, end_ids)
     try:
-        tokenizer.reply((Message("user", "Hello."),), "Hello.")
+        tokenizer = Tokenizer(inner, _with_template_end(tokenizer, example))
+        tokenizer.opening("Hello")
     except Refused as reason:
         raise ModelError(
             f"its chat template cannot render a plain question and answer: {reason}",
             remedy="set chat_template to plain, chatml, or the path of a jinja file",
         ) from None
     return tokenizer
+
+
+def _with_template_end(tokenizer: Tokenizer, example: tuple[Message, ...]) -> list[int]:
+    special = {place for place, token in tokenizer.inner.added_tokens_decoder.items() if token.special}
+    reply = tokenizer.reply(example, "Hello.")
+    closing = [token for token in reply if token in special or token in tokenizer.end_ids]
+    return list(dict.fromkeys([*closing[:1], *tokenizer.end_ids]))
 
 
 def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:

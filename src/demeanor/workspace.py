@@ -63,9 +63,13 @@ class Workspace:
     def replies(self, side: str) -> Path:
         return self.folder / "replies" / f"{side}.jsonl"
 
-    def partial(self, side: str) -> Path:
-        """Measured chunks of a stage that has not finished."""
-        return self.folder / "scores" / f"{side}.partial.jsonl"
+    def partial(self, side: str, inputs: str) -> Path:
+        """Measured chunks of a stage that has not finished, for the inputs of that digest; others are removed."""
+        mine = self.folder / "scores" / f"{side}.{inputs}.partial.jsonl"
+        for stale in mine.parent.glob(f"{side}.*.partial.jsonl"):
+            if stale != mine:
+                stale.unlink()
+        return mine
 
     # opening
 

@@ -33,7 +33,7 @@ def command(
     from demeanor.cli.console import print_json
     from demeanor.pipeline import ask
 
-    plan = common.open_plan(run, progress, settings)
+    plan = common.open_plan(run, settings)
     answer = ask(plan, prompt, tuple(violating or ()), tuple(safe or ()), behaviour, seed)
     if as_json:
         print_json(answer)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from demeanor.contract import Contract
     from demeanor.plan import Plan
     from demeanor.progress import Progress
     from demeanor.workspace import Workspace
@@ -28,7 +29,7 @@ def console() -> Progress:
     return ConsoleProgress()
 
 
-def open_plan(folder: Path, progress: Progress, overrides: list[str] | None = None) -> Plan:
+def open_plan(folder: Path, overrides: list[str] | None = None) -> Plan:
     """The plan of an existing run folder; `overrides` change its contract.
 
     Raises:
@@ -44,7 +45,23 @@ def open_plan(folder: Path, progress: Progress, overrides: list[str] | None = No
     return plan_run(contract, workspace)
 
 
-def plan_of(target: Path, out: Path | None, overrides: list[str] | None, progress: Progress) -> Plan:
+def open_run(folder: Path, overrides: list[str] | None = None) -> tuple[Workspace, Contract, dict[str, str]]:
+    """An existing run without its model: the folder, its contract with `overrides`, and the identity of its model.
+
+    Raises:
+        RunFolderError: it is no run folder, or nothing was done in it.
+    """
+    from demeanor.contract import parse_contract
+    from demeanor.plan import recorded_identity
+    from demeanor.workspace import Workspace
+
+    workspace = Workspace.open(folder)
+    text = workspace.contract_file.read_text("utf-8")
+    contract = parse_contract(text, str(workspace.contract_file), tuple(overrides or ()))
+    return workspace, contract, recorded_identity(workspace)
+
+
+def plan_of(target: Path, out: Path | None, overrides: list[str] | None) -> Plan:
     """The plan of a contract file (new run folder `out`, by default runs/NAME) or of a run folder."""
     from demeanor.contract import load_contract
     from demeanor.errors import InputError
@@ -54,7 +71,7 @@ def plan_of(target: Path, out: Path | None, overrides: list[str] | None, progres
     if target.is_dir():
         if out is not None:
             raise InputError("is a run folder already", where=str(target), remedy="leave --out away")
-        return open_plan(target, progress, overrides)
+        return open_plan(target, overrides)
     contract = load_contract(target, tuple(overrides or ()))
     return plan_run(contract, Workspace(out or Path("runs") / contract.name))
 

@@ -91,6 +91,7 @@ def print_json(data: Any) -> None:
 def print_verdict(verdict: Verdict) -> None:
     """The table of before and after, then the limits that failed, then the verdict."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
@@ -104,7 +105,7 @@ def print_verdict(verdict: Verdict) -> None:
         bad = own.get("violating_opening_mass") or own.get("violating_choice_probability")
         good = own.get("safe_opening_mass") or own.get("safe_logp_per_token")
         num = max(c.after.n for c in own.values())
-        table.add_row(behaviour, str(num), _cell(bad), _cell(good), _cell(own.get("violating_sampled_rate")))
+        table.add_row(escape(behaviour), str(num), _cell(bad), _cell(good), _cell(own.get("violating_sampled_rate")))
     console.print(table)
     general = [c for c in verdict.comparisons if c.measure in ("reward_accuracy", "length_accuracy", "validation_loss")]
     for c in general:
@@ -115,7 +116,7 @@ def print_verdict(verdict: Verdict) -> None:
         )
     for limit in verdict.limits:
         if not limit.passed:
-            console.print(f"[red]✗[/red] {limit.behaviour}: {limit.measure} {limit.rule}: {limit.reason}")
+            console.print(f"[red]✗[/red] {escape(limit.behaviour)}: {limit.measure} {limit.rule}: {limit.reason}")
     passed = sum(limit.passed for limit in verdict.limits)
     word = "[bold green]PASSED[/bold green]" if verdict.passed else "[bold red]FAILED[/bold red]"
     console.print(

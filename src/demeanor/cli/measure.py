@@ -24,15 +24,17 @@ def command(
     """
     progress = common.console()
     from demeanor.cli.console import print_json
-    from demeanor.pipeline import keeping_what_is_done, measure_stage, read_stage
+    from demeanor.pipeline import keeping_what_is_done, measure_stage, read_stage, require
     from demeanor.records import Score
 
-    plan = common.plan_of(target, out, settings, progress)
+    plan = common.plan_of(target, out, settings)
     workspace = plan.workspace
     workspace.start(plan.contract)
     sides = ["before", "after"] if "train" in workspace.manifest()["stages"] else ["before"]
     with keeping_what_is_done(workspace):
         read_stage(plan, progress)
+        if "after" in sides:
+            require(workspace, plan.contract, plan.identity, "train")
         for side in sides:
             measure_stage(plan, side, progress)
     means = {}

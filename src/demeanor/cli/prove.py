@@ -16,13 +16,12 @@ def command(run: common.RunArgument, settings: common.SetOption = None, as_json:
     """
     progress = common.console()
     from demeanor.cli.console import print_json, print_verdict
-    from demeanor.pipeline import prove_stage
+    from demeanor.pipeline import prove_stage, require
 
-    plan = common.open_plan(run, progress, settings)
-    for side in ("before", "after"):
-        plan.workspace.check_outputs(side)
-    plan.workspace.start(plan.contract)
-    verdict = prove_stage(plan, progress)
+    workspace, contract, identity = common.open_run(run, settings)
+    require(workspace, contract, identity, "read", "before", "train", "after")
+    workspace.start(contract)
+    verdict = prove_stage(workspace, contract, identity, progress)
     if as_json:
         print_json(verdict.to_json())
     else:

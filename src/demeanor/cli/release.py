@@ -36,12 +36,11 @@ def command(
     progress = common.console()
     from demeanor.cli.console import print_json
     from demeanor.errors import InputError
-    from demeanor.pipeline import prove_stage, release_stage
+    from demeanor.pipeline import release_stage, require
 
-    plan = common.open_plan(run, progress, settings)
-    plan.workspace.start(plan.contract)
-    plan.workspace.check_outputs("prove")
-    if not prove_stage(plan, progress).passed and not unproven:
+    plan = common.open_plan(run, settings)
+    require(plan.workspace, plan.contract, plan.identity, "read", "before", "train", "after", "prove")
+    if not plan.workspace.read_json(plan.workspace.verdict)["passed"] and not unproven:
         raise InputError("the verdict of this run failed", where=str(run), remedy="--unproven releases it all the same")
     parity = release_stage(plan, progress, dtype.value)
     if as_json:

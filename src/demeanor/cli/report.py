@@ -14,9 +14,10 @@ def command(run: common.RunArgument, settings: common.SetOption = None, as_json:
     """
     progress = common.console()
     from demeanor.cli.console import print_json
-    from demeanor.pipeline import report_stage
+    from demeanor.pipeline import report_stage, require
 
-    plan = common.open_plan(run, progress, settings)
-    plan.workspace.start(plan.contract)
-    path = report_stage(plan.workspace, progress)
-    print_json({"report": str(path)}) if as_json else print(path)
+    workspace, contract, identity = common.open_run(run, settings)
+    require(workspace, contract, identity, "read", "before", "train", "after", "prove")
+    workspace.start(contract)
+    report_stage(workspace, contract, identity, progress)
+    print_json({"report": str(workspace.report)}) if as_json else print(workspace.report)

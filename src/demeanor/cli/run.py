@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from demeanor.cli import common
+
+if TYPE_CHECKING:
+    from demeanor.plan import Plan
+    from demeanor.progress import Progress
 
 
 def command(
@@ -30,7 +34,7 @@ def command(
 
       demeanor run --pairs Anthropic/hh-rlhf --model Qwen/Qwen3-0.6B --out runs/hh --set training.beta=0.05
     """
-    from demeanor.contract import STARTER, apply_overrides, build_contract, resolve_paths
+    from demeanor.contract import STARTER, resolve_paths
     from demeanor.errors import InputError
 
     progress = common.console()
@@ -46,29 +50,22 @@ def command(
     from demeanor.workspace import Workspace
 
     if resume is not None:
-        plan = common.plan_of(resume, out, settings, progress)
+        plan = common.plan_of(resume, out, settings)
     elif contract is not None:
         if model is not None:
             raise InputError("--model belongs to --pairs", remedy="set it in the contract, or with --set model=...")
-        plan = common.plan_of(contract, out, settings, progress)
+        plan = common.plan_of(contract, out, settings)
     else:
         folder = out or Path("runs") / Path(str(pairs)).name.split(".")[0]
-        made = default_contract(str(pairs), model or STARTER, folder.name)
-        made = build_contract(
-            apply_overrides(made.model_dump(mode="json", exclude_defaults=True), tuple(settings or ()))
-        )
+        made = default_contract(str(pairs), model or STARTER, folder.name, tuple(settings or ()))
         plan = plan_run(resolve_paths(made, Path.cwd()), Workspace(folder))
     finish(plan, progress, as_json)
 
 
-def finish(plan: object, progress: object, as_json: bool) -> None:
+def finish(plan: Plan, progress: Progress, as_json: bool) -> None:
     """Run the plan, print the verdict, and exit with its code."""
     from demeanor.cli.console import print_json, print_verdict
     from demeanor.pipeline import run
-    from demeanor.plan import Plan
-    from demeanor.progress import Progress
-
-    assert isinstance(plan, Plan) and isinstance(progress, Progress)
     common.say_plan(plan, progress)
     verdict = run(plan, progress)
     if as_json:

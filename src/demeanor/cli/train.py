@@ -30,10 +30,12 @@ def command(
     progress = common.console()
     from demeanor.cli.console import print_json
     from demeanor.pipeline import keeping_what_is_done, read_stage, train_stage
+    from demeanor.train import check_training
 
-    plan = common.plan_of(target, out, settings, progress)
+    plan = common.plan_of(target, out, settings)
     common.say_plan(plan, progress)
     workspace = plan.workspace
+    check_training(plan.source, plan.contract)
     workspace.start(plan.contract)
     if not resume:
         shutil.rmtree(workspace.checkpoints, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -181,16 +182,14 @@ def _sampled_probes(probes: list[Probe], limit: int) -> set[tuple[str, str]]:
 
 
 def _read_partial(partial: Path | None) -> dict[str, Any]:
-    """Finished chunks by key; a last line that a kill cut short is left out."""
+    """Finished chunks by key; a line that a kill cut short is left out."""
     done: dict[str, Any] = {}
     if partial is None or not partial.exists():
         return done
-    for line in partial.read_text("utf-8").splitlines():
-        try:
+    for line in partial.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError):
             item = json.loads(line)
-        except ValueError:
-            continue
-        done[item["key"]] = item
+            done[item["key"]] = item
     return done
 
 
@@ -199,8 +198,7 @@ def _append_partial(partial: Path | None, key: str, scores: list[Score], replies
         return
     partial.parent.mkdir(parents=True, exist_ok=True)
     item = {"key": key, "scores": [s.to_json() for s in scores], "replies": [r.to_json() for r in replies]}
-    line = json.dumps(item, ensure_ascii=False) + "\n"
-    with partial.open("ab+") as file:
-        if file.tell() and partial.read_bytes()[-1:] != b"\n":  # a line that a kill cut short: start a new one
-            line = "\n" + line
-        file.write(line.encode("utf-8"))
+    with partial.open(
+        "a", encoding="ascii"
+    ) as file:  # JSON in ASCII holds no line break; the first one ends a torn line
+        file.write("\n" + json.dumps(item) + "\n")

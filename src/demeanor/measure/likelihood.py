@@ -21,7 +21,8 @@ from demeanor.errors import StageError
 from demeanor.train.tree import Row, TokenTree, build_tree, pack_rows
 
 ROW_BUDGET = 1024  # tokens; attention in a row grows with its square
-TOLERANCE_NATS = 1e-3  # a token's log-probability, tree against plain, float32; scaled up for lower precisions
+TOLERANCE_NATS = {torch.float32: 1e-3}  # mean difference of a token's log-probability, tree against plain
+LOWER_PRECISION_NATS = 0.1
 
 
 class Scorer:
@@ -102,15 +103,15 @@ class Scorer:
         plain = self._plain(tree)
         if any(not math.isfinite(value) for path in plain for value in path):
             raise StageError("the model gives log-probabilities that are not finite: its weights are damaged")
-        tolerance = TOLERANCE_NATS if self.dtype == torch.float32 else 0.15
         try:
             (tried,) = self._row(pack_rows([tree], len(tree))[0])
-            worst = max(
-                abs(a - b) for one, two in zip(tried, plain, strict=True) for a, b in zip(one, two, strict=True)
-            )
-            self.uses_trees = worst <= tolerance
+            both = [pair for one, two in zip(tried, plain, strict=True) for pair in zip(one, two, strict=True)]
+            mean = sum(abs(a - b) for a, b in both) / len(both)
+            self.uses_trees = mean <= TOLERANCE_NATS.get(self.dtype, LOWER_PRECISION_NATS)
             if not self.uses_trees:
-                self.padded_because = f"its attention does not take a tree mask (difference {worst:.2g} nats)"
+                self.padded_because = f"its attention does not take a tree mask (difference {mean:.2g} nats a token)"
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             self.uses_trees = False
             self.padded_because = f"its attention does not take a tree mask ({type(error).__name__})"

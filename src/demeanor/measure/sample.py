@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from demeanor.tokens import Tokenizer
+
+
+def _room(model: Any) -> int:
+    """Positions that the model has."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 @torch.inference_mode()
@@ -32,18 +38,23 @@ def sample_replies(
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         attention_mask[row, longest - len(ids) :] = 1
     torch.manual_seed(seed)
-    output = model.generate(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        num_return_sequences=samples,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.end_ids,
-        pad_token_id=inner.pad_token_id,
-    )[:, longest:].tolist()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept = base.generation_config
+    # the model's own settings (a repetition penalty, say) would fill whatever a call leaves open
+    base.generation_config = GenerationConfig(eos_token_id=tokenizer.end_ids, pad_token_id=inner.pad_token_id)
+    try:
+        output = model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            num_return_sequences=samples,
+            max_new_tokens=min(max_new_tokens, _room(base) - longest),
+        )[:, longest:].tolist()
+    finally:
+        base.generation_config = kept
     replies: list[tuple[str, int]] = []
     for ids in output:
         ends = [place for place, token in enumerate(ids) if token in tokenizer.end_ids]

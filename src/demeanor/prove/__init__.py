@@ -20,6 +20,9 @@ _EXACT = ("_mass", "_probability")  # ends of the names of measures between 0 an
 _OUTCOMES = ("_rate", "_accuracy", "_share")  # and of those that are counted
 
 
+MIN_PROBES = 5  # a bootstrap over fewer is no interval worth the name
+
+
 def prove_contract(before: Sequence[Score], after: Sequence[Score], contract: Contract) -> Verdict:
     """Compare the two sides probe by probe and hold the result against the contract's limits.
 
@@ -149,6 +152,8 @@ def _judge(behaviour: str, limit: Limit, comparisons: list[Comparison]) -> Limit
         reason = "not shown: there is no score"
     elif estimate.unscored:
         reason = f"not shown: {estimate.unscored} probes could not be scored"
+    elif estimate.n < MIN_PROBES:
+        reason = f"not shown: {estimate.n} probes are too few, at least {MIN_PROBES} are needed"
     elif estimate.low is None or estimate.high is None:
         reason = f"not shown: {estimate.n} probes give no interval"
     elif kind.startswith("max"):

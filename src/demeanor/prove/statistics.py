@@ -89,6 +89,8 @@ def _interval(
     same = bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
     if same and (ends is None or (values.size == 1 and mean not in ends)):
         return None, None
+    if ends == SHARE and np.isin(values, SHARE).all():
+        return _clopper_pearson(int(values.sum()), values.size, tail)
     low = high = mean
     if not same:
         means = _resampled_means(values, resamples, seed)
@@ -98,6 +100,15 @@ def _interval(
         low = min(low, mean - share * (mean - ends[0]))
         high = max(high, mean + share * (ends[1] - mean))
     return (low, high) if low < high else (None, None)
+
+
+def _clopper_pearson(hits: int, n: int, tail: float) -> tuple[float, float]:
+    """The exact interval of `hits` of `n` (Clopper and Pearson 1934), `tail` on either side."""
+    from scipy.stats import beta
+
+    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
+    high = 1.0 if hits == n else float(beta.ppf(1.0 - tail, hits + 1, n - hits))
+    return low, high
 
 
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -49,10 +49,11 @@ def merge_adapter(
 
     kind = _saved_dtype(source) if dtype == "auto" else dtype
     system = contract.system_text()
-    prompts = [tokenizer.prompt(probe.prompt, system) for probe in probes[:max_probes]]
+    count = min(max_probes, len(probes))
+    compared = [probes[index * len(probes) // count] for index in range(count)]  # of every behaviour
+    prompts = [tokenizer.prompt(probe.prompt, system) for probe in compared]
     replies = [
-        [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe]
-        for probe in probes[:max_probes]
+        [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe] for probe in compared
     ]
     wanted = Scorer(aligned).logps(prompts, replies)
     device = next(aligned.parameters()).device
@@ -60,7 +61,10 @@ def merge_adapter(
     merged.to(getattr(torch, kind)).save_pretrained(out)
     tokenizer.inner.save_pretrained(out)
     loaded = AutoModelForCausalLM.from_pretrained(
-        out, dtype=torch.float32 if device.type == "cpu" else "auto", use_safetensors=True
+        out,
+        dtype=torch.float32 if device.type == "cpu" else "auto",
+        use_safetensors=True,
+        trust_remote_code=contract.trust_remote_code,
     )
     found = Scorer(loaded.to(device).eval()).logps(prompts, replies)
     differences = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.contract import Contract
-from demeanor.errors import InputError, Interrupted, StageError
+from demeanor.errors import InputError, Interrupted, ModelError, StageError, one_line
 from demeanor.model import ModelSource, load_model
 from demeanor.tokens import TokenizedPair
 
-__all__ = ["train_adapter"]
+__all__ = ["check_training", "train_adapter"]
 
 
 def train_adapter(
@@ -69,16 +70,14 @@ def train_adapter(
 
         policy = PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
         say(f"training goes on with the adapter in {source.name}; its own rank and layers are used, not lora_r")
-    reference = load_model(source, contract) if settings.reference == "copy" else None
-    num_trainable = dpo.num_trainable(policy, config)
     bf16 = settings.bf16 if settings.bf16 is not None else wants_bf16(base)
     memory = estimate_memory(
         base,
-        num_trainable=num_trainable,
+        num_trainable=dpo.num_trainable(policy, config),
         longest=max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs),
         batch_pairs=settings.per_device_train_batch_size,
         half=bf16,
-        copy=reference is not None,
+        copy=settings.reference == "copy",
     )
     checkpointing = settings.gradient_checkpointing
     if checkpointing is None:
@@ -87,6 +86,7 @@ def train_adapter(
     if not memory.fits:
         say("memory: the estimate exceeds what is free; a smaller per_device_train_batch_size or max_length needs less")
     learning_rate = settings.learning_rate or default_learning_rate(base)
+    reference = load_model(source, contract) if settings.reference == "copy" else None
     stopper = _Stopper()
     trainer = dpo.make_trainer(
         policy,
@@ -124,11 +124,40 @@ def train_adapter(
         "reference": settings.reference,
         "step0_margin_nats": step0,
         "num_pairs": len(pairs),
-        "num_trainable": num_trainable,
+        "num_trainable": sum(p.numel() for p in policy.parameters() if p.requires_grad),
         "steps": state.global_step,
         "seconds": round(time.time() - started, 2),
-        "log": state.log_history,
+        "log": [{name: _finite(value) for name, value in entry.items()} for entry in state.log_history],
     }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_training(source: ModelSource, contract: Contract) -> None:
+    """Find out before anything is done whether the model has the layers to adapt and TRL takes the options.
+
+    Raises:
+        InputError: what is wrong, in one line.
+    """
+    import tempfile
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from demeanor.train import dpo
+
+    with tempfile.TemporaryDirectory() as folder:
+        dpo.make_arguments(contract, Path(folder), bf16=contract.training.bf16 or False, use_cpu=True)
+    if source.adapter is None:
+        try:
+            config = AutoConfig.from_pretrained(source.base, trust_remote_code=contract.trust_remote_code)
+            with torch.device("meta"):
+                skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=contract.trust_remote_code)
+        except Exception as error:
+            raise ModelError(f"cannot be built: {one_line(error, 200)}", where=str(source.base)) from None
+        dpo.lora_config(source, skeleton, contract)
 
 
 def default_learning_rate(model: Any) -> float:
@@ -147,10 +176,9 @@ def wants_bf16(model: Any) -> bool:
 
     device = next(model.parameters()).device
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported():
-        return False
-    return int(model.config.get_text_config().hidden_size) >= 512
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return device.type == "cpu" and has_tiles() and int(model.config.get_text_config().hidden_size) >= 256
 
 
 class _Stopper:

@@ -26,7 +26,6 @@ from demeanor.errors import InputError, ModelError, StageError, one_line
 from demeanor.model import ModelSource
 from demeanor.tokens import TokenizedPair
 
-PROVEN_TRL = ("1.16.0",)  # the versions the tests were run on
 COMPLETE = "complete.json"  # written into a checkpoint last; one without it was cut short and is not resumed from
 
 
@@ -47,9 +46,10 @@ def lora_config(source: ModelSource, base: Any, contract: Contract) -> LoraConfi
     targets = settings.lora_target_modules
     layers = _linear_layers(base)
     names = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    if not isinstance(targets, str) and not set(targets) & set(names):
+    missing = [] if isinstance(targets, str) else [target for target in targets if target not in names]
+    if missing:
         raise ModelError(
-            f"has no layers called {', '.join(targets)}",
+            f"has no layers called {', '.join(missing)}",
             where=source.name,
             remedy=f"set training.lora_target_modules to some of {', '.join(names)}, or to all-linear",
         )
@@ -59,6 +59,7 @@ def lora_config(source: ModelSource, base: Any, contract: Contract) -> LoraConfi
         lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
+        revision=source.commit,
         fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in layers.values()),
     )
 
@@ -103,46 +104,22 @@ def make_trainer(
     Raises:
         InputError: TRL refuses the options.
     """
-    settings = contract.training
-    options: dict[str, Any] = {"report_to": "none", "logging_steps": 5, "save_total_limit": 2, **settings.trl_options}
-    if settings.sft_weight > 0:
-        losses = options.get("loss_type", "sigmoid")
-        losses = [losses] if isinstance(losses, str) else list(losses)
-        options["loss_type"] = [*losses, "sft"]
-        options["loss_weights"] = [1.0] * len(losses) + [settings.sft_weight]
+    arguments = make_arguments(
+        contract,
+        checkpoints,
+        learning_rate=learning_rate,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+        use_cpu=next(policy.parameters()).device.type == "cpu",
+    )
+    columns = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
     try:
-        arguments = DPOConfig(
-            output_dir=str(checkpoints),
-            beta=settings.beta,
-            max_length=None,  # the pairs are cut already, by the rules of tokens.py
-            precompute_ref_log_probs=settings.reference == "precomputed",
-            learning_rate=learning_rate,
-            per_device_train_batch_size=settings.per_device_train_batch_size,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            num_train_epochs=settings.num_train_epochs,
-            warmup_steps=settings.warmup_steps,
-            lr_scheduler_type=settings.lr_scheduler_type,
-            max_grad_norm=settings.max_grad_norm,
-            save_strategy="steps",
-            save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
-            bf16=bf16,
-            use_cpu=next(policy.parameters()).device.type == "cpu",  # TRL allows bf16 on a CPU only when told
-            gradient_checkpointing=gradient_checkpointing,
-            seed=settings.seed,
-            disable_tqdm=True,
-            **options,
-        )
         trainer = PairTrainer(
             model=policy,
             ref_model=reference,
             peft_config=config,
             args=arguments,
-            train_dataset=Dataset.from_list(
-                [
-                    {"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids}
-                    for p in pairs
-                ]
-            ),
+            train_dataset=Dataset.from_list(columns),
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -152,12 +129,50 @@ def make_trainer(
     return trainer
 
 
-def step0_margins(trainer: PairTrainer, num_pairs: int = 8) -> list[float]:
+def make_arguments(contract: Contract, checkpoints: Path, **decided: Any) -> DPOConfig:
+    """TRL's options: the contract's, and what was `decided` for this machine.
+
+    Raises:
+        InputError: TRL refuses them.
+    """
+    settings = contract.training
+    options: dict[str, Any] = {"report_to": "none", "logging_steps": 5, "save_total_limit": 2, **settings.trl_options}
+    if settings.sft_weight > 0:
+        losses = options.get("loss_type", "sigmoid")
+        losses = [losses] if isinstance(losses, str) else list(losses)
+        options["loss_type"] = [*losses, "sft"]
+        options["loss_weights"] = [1.0] * len(losses) + [settings.sft_weight]
+    try:
+        return DPOConfig(
+            output_dir=str(checkpoints),
+            beta=settings.beta,
+            max_length=None,  # the pairs are cut already, by the rules of tokens.py
+            precompute_ref_log_probs=settings.reference == "precomputed",
+            per_device_train_batch_size=settings.per_device_train_batch_size,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            num_train_epochs=settings.num_train_epochs,
+            warmup_steps=settings.warmup_steps,
+            lr_scheduler_type=settings.lr_scheduler_type,
+            max_grad_norm=settings.max_grad_norm,
+            save_strategy="steps",
+            save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
+            seed=settings.seed,
+            disable_tqdm=True,
+            **decided,
+            **options,
+        )
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"TRL refuses these options: {one_line(error)}", where="training") from None
+
+
+def step0_margins(trainer: PairTrainer) -> list[float]:
     """Margins (nats, without beta) of the first pairs before any step: (chosen - rejected) of policy - reference."""
-    rows = [trainer.train_dataset[index] for index in range(min(num_pairs, len(trainer.train_dataset)))]
+    num_pairs = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
+    rows = [trainer.train_dataset[index] for index in range(num_pairs)]
     batch = {key: value.to(trainer.accelerator.device) for key, value in trainer.data_collator(rows).items()}
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     model = trainer.model.eval()
+    ld_alpha, trainer.ld_alpha = trainer.ld_alpha, None  # plain sums on both sides
     with torch.no_grad(), trainer.accelerator.autocast():
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         chosen, rejected = model(**inputs, labels=labels, fused_lm_head=True).log_probs.sum(dim=1).chunk(2)
@@ -165,6 +180,7 @@ def step0_margins(trainer: PairTrainer, num_pairs: int = 8) -> list[float]:
             ref_chosen, ref_rejected = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
         else:
             ref_chosen, ref_rejected = trainer.compute_ref_log_probs(trainer.ref_model or model, batch)
+    trainer.ld_alpha = ld_alpha
     margins: list[float] = ((chosen - rejected) - (ref_chosen - ref_rejected)).float().tolist()
     return margins
 
