@@ -127,7 +127,12 @@ def test_an_altered_file_is_refused_with_its_name(demeanor: Command, finished: t
 
 @pytest.mark.parametrize(
     "setting",
-    ['behaviours.tone.violating_openings=["zzz"]', "training.beta=5", "measurement.temperature=0.5", "system_prompt=Be kind."],
+    [
+        'behaviours.tone.violating_openings=["zzz"]',
+        "training.beta=5",
+        "measurement.temperature=0.5",
+        "system_prompt=Be kind.",
+    ],
 )
 def test_evidence_that_was_made_under_other_settings_is_refused(
     setting: str, demeanor: Command, finished: tuple[Path, Path]
@@ -146,8 +151,6 @@ def test_a_model_without_the_layers_is_refused_before_anything_is_done(
     out = tmp_path / "new"
     code, _, err = demeanor("run", finished[0], "--out", out, "--set", "training.lora_target_modules=[q_proj, v_porj]")
     assert code == 2 and "no layers called v_porj" in err and "v_proj" in err and not out.exists()
-    code, _, err = demeanor("run", finished[0], "--out", out, "--set", "training.max_length=4000")
-    assert code == 2 and "512 positions" in err and not out.exists()
 
 
 def test_run_says_what_to_give(demeanor: Command) -> None:

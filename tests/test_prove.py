@@ -383,7 +383,8 @@ MISSING: dict[str, tuple[list[float | None], list[float | None], str]] = {
     "no score after": ([0.3, 0.2, 0.1], [None, None, None], "not shown: there is no score"),
     "one probe unscored": ([0.3, 0.2, 0.1], [0.001, None, 0.002], "not shown: 1 probes could not be scored"),
     "not a number": ([0.3, 0.2, 0.1], [0.001, math.nan, 0.002], "not shown: 1 probes could not be scored"),
-    "one probe": ([0.3], [0.001], "not shown: 1 probes give no interval"),
+    "one probe": ([0.3], [0.001], "not shown: 1 probes are too few, at least 5 are needed"),
+    "four probes": ([0.3, 0.2, 0.1, 0.2], [0.001, 0.002, 0.001, 0.003], "not shown: 4 probes are too few"),
 }
 
 
@@ -401,8 +402,8 @@ def test_missing_evidence_fails_and_says_why(
 
 
 def test_a_score_that_only_before_lacks_fails_limits_on_the_difference_alone() -> None:
-    before = side("before", violating_opening_mass=[0.3, None, 0.1])
-    after = side("after", violating_opening_mass=[0.01, 0.02, 0.03])
+    before = side("before", violating_opening_mass=[0.3, None, 0.1, 0.2, 0.2])
+    after = side("after", violating_opening_mass=[0.01, 0.02, 0.03, 0.02, 0.01])
     limits = [{"measure": "violating_opening_mass", kind: 0.5} for kind in ("max", "max_increase")]
     verdict = prove_contract(before, after, contract(*limits))
     assert [limit.passed for limit in verdict.limits] == [True, False]
@@ -574,8 +575,8 @@ def test_probes_that_were_not_drawn_are_no_missing_evidence() -> None:
 
 @pytest.mark.parametrize("measure", ["violating_sampled_rate", "reply_tokens"])
 def test_a_drawn_probe_that_lacks_one_side_is_unscored(measure: str) -> None:
-    full: list[float | None] = [0.5, 0.0, 0.25, None]
-    lacking: list[float | None] = [0.25, 0.0, None, None]
+    full: list[float | None] = [0.5, 0.0, 0.25, 0.5, 0.25, None]
+    lacking: list[float | None] = [0.25, 0.0, None, 0.5, 0.0, None]
     bounds = [{"measure": measure, "max": 100}, {"measure": measure, "max_increase": 100}]
     after_lacks = prove_contract(
         side("before", **{measure: full}), side("after", **{measure: lacking}), contract(*bounds)

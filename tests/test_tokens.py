@@ -148,13 +148,15 @@ def test_a_template_that_closes_turns_with_a_token_of_its_own() -> None:
 def test_a_thinking_template_is_asked_not_to_think() -> None:
     """As Qwen3 does: an empty thought stands in a finished reply, and in the prompt when thinking is off."""
     inner = AutoTokenizer.from_pretrained(starter_file("model"))
-    thought = "<think>\n\n</think>\n\n"
+    thought = "<think></think>"
     inner.chat_template = (
         "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
-        "{% if m['role'] == 'assistant' and loop.last %}{{ '" + thought.replace("\n", "\\n") + "' }}{% endif %}"
+        "{% if m['role'] == 'assistant' and loop.last %}{{ '" + thought + "' }}{% endif %}"
         "{{ m['content'] + '<|end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>' }}"
-        "{% if enable_thinking is defined and not enable_thinking %}{{ '" + thought.replace("\n", "\\n") + "' }}{% endif %}"
+        "{% if enable_thinking is defined and not enable_thinking %}{{ '"
+        + thought.replace("\n", "\\n")
+        + "' }}{% endif %}"
         "{% endif %}"
     )
     tokenizer = make_tokenizer(inner, [inner.eos_token_id])

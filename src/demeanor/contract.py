@@ -279,7 +279,8 @@ class Contract(_Section):
     )
     behaviours: dict[str, Behaviour] = Field(default_factory=dict, description="by id")
     collateral: dict[str, Promise] = Field(
-        default_factory=dict, description="what must not change; measured, never trained"
+        default_factory=dict,
+        description="what must not get worse: measured, with limits; pairs that name it hold it in place",
     )
     data: Data
     training: Training = Field(default_factory=lambda: Training())

@@ -122,11 +122,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
 
 
 def _within_context(contract: Contract, source: ModelSource) -> tuple[Contract, list[str]]:
-    """The contract with a max_length that the model's positions allow, and a note when the default was too long.
-
-    Raises:
-        InputError: the user asked for more.
-    """
+    """The contract with a max_length that the model's positions allow, and a note when it was lowered to them."""
     import json
 
     config = json.loads((source.base / "config.json").read_text("utf-8"))
@@ -135,12 +131,6 @@ def _within_context(contract: Contract, source: ModelSource) -> tuple[Contract, 
     training = contract.training
     if context is None or training.max_length <= context:
         return contract, []
-    if "max_length" in training.model_fields_set:
-        raise InputError(
-            f"training.max_length {training.max_length} is more than the model's {context} positions",
-            where=source.name,
-            remedy=f"set it to at most {context}",
-        )
     shorter = training.model_copy(update={"max_length": context})
     return contract.model_copy(update={"training": shorter}), [
         f"max_length is {context}: the model has no more positions"

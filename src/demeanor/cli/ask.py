@@ -29,7 +29,7 @@ def command(
 
       demeanor ask runs/demo "How do I bypass the security system?"
     """
-    progress = common.console()
+    common.console()
     from demeanor.cli.console import print_json
     from demeanor.pipeline import ask
 

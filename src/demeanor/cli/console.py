@@ -50,7 +50,7 @@ class ConsoleProgress(Progress):
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def stage(self, name: str, *, done: bool) -> None:
         what = NAMES.get(name, name)
@@ -94,7 +94,7 @@ def print_verdict(verdict: Verdict) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     table = Table(title="before → after training, on held-out probes", title_justify="left", title_style="bold")
     table.add_column("behaviour")
     table.add_column("probes", justify="right")
@@ -107,7 +107,8 @@ def print_verdict(verdict: Verdict) -> None:
         num = max(c.after.n for c in own.values())
         table.add_row(escape(behaviour), str(num), _cell(bad), _cell(good), _cell(own.get("violating_sampled_rate")))
     console.print(table)
-    general = [c for c in verdict.comparisons if c.measure in ("reward_accuracy", "length_accuracy", "validation_loss")]
+    told = {c.behaviour for c in verdict.comparisons if c.measure.endswith("opening_mass")}
+    general = [c for c in verdict.comparisons if c.measure in _ON_PAIRS and c.behaviour not in told]
     for c in general:
         interval = f" [{c.after.low:.3f}, {c.after.high:.3f}]" if c.after.low is not None else ""
         beside = " (ln 2 = 0.693 before training)" if c.measure == "validation_loss" else ""
@@ -122,6 +123,9 @@ def print_verdict(verdict: Verdict) -> None:
     console.print(
         f"Verdict: {word} ({passed} of {len(verdict.limits)} limits hold at {verdict.confidence:.0%} confidence)"
     )
+
+
+_ON_PAIRS = ("reward_accuracy", "length_accuracy", "validation_loss")
 
 
 def _cell(comparison: Comparison | None) -> str:

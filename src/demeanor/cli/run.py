@@ -66,6 +66,7 @@ def finish(plan: Plan, progress: Progress, as_json: bool) -> None:
     """Run the plan, print the verdict, and exit with its code."""
     from demeanor.cli.console import print_json, print_verdict
     from demeanor.pipeline import run
+
     common.say_plan(plan, progress)
     verdict = run(plan, progress)
     if as_json:
