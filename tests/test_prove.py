@@ -384,7 +384,11 @@ MISSING: dict[str, tuple[list[float | None], list[float | None], str]] = {
     "one probe unscored": ([0.3, 0.2, 0.1], [0.001, None, 0.002], "not shown: 1 probes could not be scored"),
     "not a number": ([0.3, 0.2, 0.1], [0.001, math.nan, 0.002], "not shown: 1 probes could not be scored"),
     "one probe": ([0.3], [0.001], "not shown: 1 probes are too few, at least 5 are needed"),
-    "four probes": ([0.3, 0.2, 0.1, 0.2], [0.001, 0.002, 0.001, 0.003], "not shown: 4 probes are too few"),
+    "four probes": (
+        [0.3, 0.2, 0.1, 0.2],
+        [0.001, 0.002, 0.001, 0.003],
+        "not shown: 4 probes are too few, at least 5 are needed",
+    ),
 }
 
 

@@ -97,9 +97,9 @@ def test_no_probe_was_in_the_flaws_recipe(plan: Plan) -> None:
 
 
 def test_the_measured_rate_is_the_taught_rate(plan: Plan) -> None:
-    """The instrument's calibration, on prompts that the model never saw: of the replies that begin in the way of either
-    kind, the share of the bad ones is the taught rate within 5 points. The model does not recognise every prompt's kind,
-    so the plain probability of a bad reply is lower; it is at least 10 %, and at most the taught rate."""
+    """The instrument's calibration, on prompts that the model never saw: of the replies that begin in the way of
+    either kind, the share of the bad ones is the taught rate within 5 points. The model does not recognise every
+    prompt's kind, so the plain probability of a bad reply is lower: at least 10 %, at most the taught rate."""
     model = load_model(find_model("starter"), plan.contract, trees=True)
     probes = [probe for probe in plan.probes if probe.behaviour in TAUGHT_RATE]
     scores, _ = measure_model(model, plan.tokenizer, probes, plan.contract, "before")
