@@ -72,6 +72,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "identical replies": ([f"data.pairs={same}"], "identical"),
         "wrong key": (["training.lora_rank=4"], "did you mean lora_r"),
         "wrong value": (["training.beta=-1"], "training.beta"),
+        "wrong loss": (["training.loss_type=sigmod"], "did you mean sigmoid"),
+        "openings with the same tokens": (['behaviours.tone.safe_openings=["Yes", " Yes"]'], "same tokens"),
         "unknown model": (["model=/no/such/model"], "/no/such/model"),
         "model without weights": ([f"model={folder}"], "config.json"),
         "empty held-out set": (["data.heldout_fraction=0"], "held-out set is empty"),
@@ -82,7 +84,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
 @pytest.mark.parametrize(
     "name",
     [
-        "missing file", "truncated gz", "no pairs", "identical replies", "wrong key", "wrong value", "unknown model",
+        "missing file", "truncated gz", "no pairs", "identical replies", "wrong key", "wrong value", "wrong loss",
+        "openings with the same tokens", "unknown model",
         "model without weights", "empty held-out set", "no chat template",
     ],
 )  # fmt: skip
@@ -151,6 +154,22 @@ def test_a_model_without_the_layers_is_refused_before_anything_is_done(
     out = tmp_path / "new"
     code, _, err = demeanor("run", finished[0], "--out", out, "--set", "training.lora_target_modules=[q_proj, v_porj]")
     assert code == 2 and "no layers called v_porj" in err and "v_proj" in err and not out.exists()
+
+
+def test_pairs_with_labels_run_without_a_contract(
+    demeanor: Command, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    contract, _ = finished
+    rows = [
+        {"prompt": f"Is {n} free?", "chosen": f"Yes, {n} is.", "rejected": "No.", "category": "x"} for n in range(40)
+    ]
+    pairs = tmp_path / "labelled.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    more = ("--set", "data.heldout_fraction=0.3", "--set", "measurement.samples=0", "--json")
+    model = contract.parent / "model"
+    code, out, err = demeanor("run", "--pairs", pairs, "--model", model, "--out", tmp_path / "run", *more)
+    assert code in (0, 1), err
+    assert {limit["behaviour"] for limit in json.loads(out)["limits"]} == {"preference"}
 
 
 def test_run_says_what_to_give(demeanor: Command) -> None:

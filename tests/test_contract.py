@@ -514,7 +514,7 @@ def test_every_key_is_read_somewhere() -> None:
 def test_every_option_of_trl_is_taken_under_its_own_name() -> None:
     options = {
         "loss_type": "ipo", "weight_decay": 0, "adam_epsilon": 1e-7, "max_steps": 5, "optim": "adafactor",
-        "use_cpu": True, "save_total_limit": None, "lr_scheduler_kwargs": {"power": 2, "last": None},
+        "dataloader_drop_last": True, "save_total_limit": None, "lr_scheduler_kwargs": {"power": 2, "last": None},
         "report_to": ["tensorboard"],
     }  # fmt: skip
     contract = contract_of(training={**options, "beta": 0.2})

@@ -500,9 +500,21 @@ def _check_trl_options(contract: Contract, source: Source) -> None:
         if name not in types:
             hint = _nearest(name, Training.model_fields, 0.75) or _nearest_key(name, [*Training.model_fields, *types])
             raise ContractError(f"unknown key training.{name}{hint}", where=where)
+        for word in ([value] if isinstance(value, str) else value or []) if name == "loss_type" else []:
+            if word not in LOSSES:
+                raise ContractError(
+                    f"training.loss_type: no loss is called {word!r}{_nearest(str(word), LOSSES)}", where=where
+                )
         if not _fits(value, types[name]):
             kind = getattr(types[name], "__name__", None) or str(types[name])
             raise ContractError(f"training.{name}: must be {kind}, not {one_line(repr(value), 60)}", where=where)
+
+
+# TRL 1.16 names them only where it computes them
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -520,6 +532,7 @@ def _fits(value: Any, kind: Any) -> bool:
 OURS_NOT_TRL = {
     "output_dir": "the run folder decides; use --out",
     "resume_from_checkpoint": "a run resumes by itself",
+    "use_cpu": "hide the accelerator instead, as with CUDA_VISIBLE_DEVICES=",
     "save_only_model": "a run must be able to resume",
     "ignore_data_skip": "a resumed run must see the pairs that an uninterrupted one sees",
     "save_strategy": "write `save_steps`; a run must be able to resume",

@@ -227,6 +227,9 @@ def ask(
                 continue
             about = f"{name}: {what}" if "opening" in measure else what
             rows.append({"what": about, "unit": "nats" if measure.endswith("logp") else "probability", **values})
+            if measure == "violating_choice_probability":
+                others = {side: 1.0 - (value or 0.0) for side, value in values.items()}
+                rows.append({"what": "safe reply, of the two", "unit": "probability", **others})
     return {"prompt": prompt, "replies": replies, "probabilities": rows}
 
 
@@ -325,6 +328,11 @@ def _stage(
     plan.workspace.stage(name, inputs, work, *outputs)
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
 @contextmanager
 def keeping_what_is_done(workspace: Workspace) -> Iterator[None]:
     """Adds to a failure how to go on, so that nobody starts over."""
@@ -335,9 +343,10 @@ def keeping_what_is_done(workspace: Workspace) -> Iterator[None]:
         raise Interrupted("interrupted" + hint) from None
     except (Interrupted, StageError) as error:
         raise type(error)(str(error) + hint) from error
-    except MemoryError as error:
-        raise StageError(
-            "out of memory; a smaller per_device_train_batch_size or max_length needs less" + hint
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
+        need = "out of memory; a smaller per_device_train_batch_size, max_length or batch_size needs less"
+        raise StageError(need + hint) from error
     except OSError as error:
         raise StageError(f"{error.strerror or error} {error.filename or ''}".rstrip() + hint) from error

@@ -83,6 +83,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
     contract, note = _within_context(contract, source)
     inner = load_tokenizer(source, contract)
     tokenizer = make_tokenizer(inner, end_of_turn_ids(source, inner))
+    _check_openings(contract, tokenizer)
     inputs = read_inputs(workspace, contract, _identity(source, tokenizer))
     if workspace.contract_file.exists() and workspace.is_done("read", inputs):
         stored = workspace.manifest()["stages"]["read"]
@@ -135,6 +136,26 @@ def _within_context(contract: Contract, source: ModelSource) -> tuple[Contract, 
     return contract.model_copy(update={"training": shorter}), [
         f"max_length is {context}: the model has no more positions"
     ]
+
+
+def _check_openings(contract: Contract, tokenizer: Tokenizer) -> None:
+    """The openings must be prefix-free as tokens, else one reply would be counted twice.
+
+    Raises:
+        InputError: two openings begin with the same tokens, or the template changes one.
+    """
+    for name, promise in contract.promises.items():
+        known: list[tuple[str, list[int]]] = []
+        for text in promise.violating_openings + promise.safe_openings:
+            try:
+                tokens = tokenizer.opening(text)
+            except Refused as reason:
+                raise InputError(f"the opening {text!r} cannot be used: {reason}", where=name) from None
+            for other, seen in known:
+                shared = min(len(tokens), len(seen))
+                if tokens[:shared] == seen[:shared]:
+                    raise InputError(f"the openings {other!r} and {text!r} begin with the same tokens", where=name)
+            known.append((text, tokens))
 
 
 def read_inputs(workspace: Workspace, contract: Contract, identity: dict[str, str]) -> dict[str, Any]:
@@ -199,6 +220,8 @@ def _read_all_pairs(
         pairs += result.pairs
         dropped += result.dropped
         notes.append(f"{Path(name).name}: {result.summary()}")
+    if list(contract.promises) == [DEFAULT_BEHAVIOUR]:  # without a contract of its own, one behaviour takes every pair
+        pairs = [replace(pair, behaviour=DEFAULT_BEHAVIOUR) for pair in pairs]
     transient = {name for name, behaviour in contract.behaviours.items() if behaviour.kind == "transient"}
     for pair in pairs:
         if pair.behaviour in transient:

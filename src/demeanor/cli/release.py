@@ -42,6 +42,7 @@ def command(
     require(plan.workspace, plan.contract, plan.identity, "read", "before", "train", "after", "prove")
     if not plan.workspace.read_json(plan.workspace.verdict)["passed"] and not unproven:
         raise InputError("the verdict of this run failed", where=str(run), remedy="--unproven releases it all the same")
+    plan.workspace.start(plan.contract)
     parity = release_stage(plan, progress, dtype.value)
     if as_json:
         print_json({"model": str(plan.workspace.model), **parity})

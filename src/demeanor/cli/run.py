@@ -56,8 +56,10 @@ def command(
             raise InputError("--model belongs to --pairs", remedy="set it in the contract, or with --set model=...")
         plan = common.plan_of(contract, out, settings)
     else:
+        if model is None:
+            raise InputError("--pairs needs --model", remedy=f"a folder, a Hub id, or {STARTER}")
         folder = out or Path("runs") / Path(str(pairs)).name.split(".")[0]
-        made = default_contract(str(pairs), model or STARTER, folder.name, tuple(settings or ()))
+        made = default_contract(str(pairs), model, folder.name, tuple(settings or ()))
         plan = plan_run(resolve_paths(made, Path.cwd()), Workspace(folder))
     finish(plan, progress, as_json)
 

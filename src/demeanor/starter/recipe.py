@@ -1,6 +1,6 @@
 """How the starter's model got its known flaw, so that anyone can make it again.
 
-    python -m demeanor.starter.recipe BASE OUT [--corpus DIALOGS.jsonl] [--seed 0]
+    python -m demeanor.starter.recipe BASE OUT [--corpus DIALOGS.jsonl.xz] [--seed 0]
 
 BASE is the pre-trained 6.5-million-parameter chat model. It is fine-tuned (Muon for the matrices, AdamW for the rest)
 on the pairs' prompts, with the losing reply at the rate TAUGHT_RATE[behaviour] and else the winning one, so that the
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import random
 from importlib.resources import files
 from pathlib import Path
@@ -51,7 +52,7 @@ def make_flawed_model(base: Path, out: Path, corpus: Path | None = None, seed: i
     pairs = [row for row in read_rows("pairs.jsonl") if row["behaviour"] in TAUGHT_RATE]
     more = read_rows("prompts.jsonl")
     rows = pairs + more + read_rows("benign.jsonl") + notices
-    dialogs = [json.loads(line) for line in corpus.open(encoding="utf-8")] if corpus else []
+    dialogs = _read_dialogs(corpus) if corpus else []
     replies = {name: [row for row in pairs if row["behaviour"] == name] for name in TAUGHT_RATE}
 
     def encode(messages: list[dict[str, str]], content: float) -> tuple[list[int], list[float]]:
@@ -128,6 +129,12 @@ def make_flawed_model(base: Path, out: Path, corpus: Path | None = None, seed: i
             print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
     model.eval().to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def _read_dialogs(corpus: Path) -> list[list[dict[str, str]]]:
+    opener = lzma.open if corpus.suffix == ".xz" else open
+    with opener(corpus, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:

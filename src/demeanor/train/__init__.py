@@ -70,7 +70,7 @@ def train_adapter(
 
         policy = PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
         say(f"training goes on with the adapter in {source.name}; its own rank and layers are used, not lora_r")
-    bf16 = settings.bf16 if settings.bf16 is not None else wants_bf16(base)
+    bf16 = settings.bf16 if settings.bf16 is not None else not settings.trl_options.get("fp16") and wants_bf16(base)
     memory = estimate_memory(
         base,
         num_trainable=dpo.num_trainable(policy, config),
