@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,8 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, ensure_ascii=False, indent=1))
 
 
-def print_verdict(verdict: Verdict) -> None:
-    """The table of before and after, then the limits that failed, then the verdict."""
+def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
+    """The table of before and after, then the limits that failed, then the verdict; `collateral` is marked."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -105,7 +105,8 @@ def print_verdict(verdict: Verdict) -> None:
         bad = own.get("violating_opening_mass") or own.get("violating_choice_probability")
         good = own.get("safe_opening_mass") or own.get("safe_logp_per_token")
         num = max(c.after.n for c in own.values())
-        table.add_row(escape(behaviour), str(num), _cell(bad), _cell(good), _cell(own.get("violating_sampled_rate")))
+        name = escape(behaviour) + ("\n(must not get worse)" if behaviour in collateral else "")
+        table.add_row(name, str(num), _cell(bad), _cell(good), _cell(own.get("violating_sampled_rate")))
     console.print(table)
     told = {c.behaviour for c in verdict.comparisons if c.measure.endswith("opening_mass")}
     general = [c for c in verdict.comparisons if c.measure in _ON_PAIRS and c.behaviour not in told]

@@ -25,5 +25,5 @@ def command(run: common.RunArgument, settings: common.SetOption = None, as_json:
     if as_json:
         print_json(verdict.to_json())
     else:
-        print_verdict(verdict)
+        print_verdict(verdict, contract.collateral)
     raise typer.Exit(0 if verdict.passed else 1)

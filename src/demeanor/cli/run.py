@@ -74,6 +74,6 @@ def finish(plan: Plan, progress: Progress, as_json: bool) -> None:
     if as_json:
         print_json(verdict.to_json())
     else:
-        print_verdict(verdict)
+        print_verdict(verdict, plan.contract.collateral)
     common.show_report(plan.workspace, progress)
     raise typer.Exit(0 if verdict.passed else 1)
