@@ -188,8 +188,8 @@ def keep_freed_memory() -> None:
 
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
-        library.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks up to 1 GiB come from the heap
-        library.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: the heap's end is not given back
+        library.mallopt(-3, 64 << 20)  # M_MMAP_THRESHOLD: larger blocks are given back at once, lest the heap grows
+        library.mallopt(-1, 512 << 20)  # M_TRIM_THRESHOLD: so much of the heap's free end is kept
 
 
 def _folder(name: str, revision: str | None) -> Path:

@@ -76,7 +76,6 @@ def train_adapter(
         num_trainable=dpo.num_trainable(policy, config),
         longest=max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs),
         batch_pairs=settings.per_device_train_batch_size,
-        half=bf16,
         copy=settings.reference == "copy",
     )
     checkpointing = settings.gradient_checkpointing
