@@ -17,7 +17,6 @@ import demeanor
 from demeanor.cli import init
 from demeanor.contract import (
     MEASURES,
-    OURS_NOT_TRL,
     Behaviour,
     Contract,
     Data,
@@ -34,6 +33,7 @@ from demeanor.contract import (
 from demeanor.errors import ContractError, InputError
 from demeanor.settings import apply_overrides
 from demeanor.starter import starter_contract
+from demeanor.trl_options import OURS_NOT_TRL
 
 SOURCE = Path(demeanor.__file__).parent
 SECTIONS: tuple[type[BaseModel], ...] = (Contract, Behaviour, Promise, Limit, Data, Training, Measurement)

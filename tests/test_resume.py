@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,36 +26,47 @@ STAGES = {
     "after": "measuring the trained model",
     "prove": "proving",
     "report": "writing the report",
+    "release": "merging, and comparing",
 }
-LONGEST_S = {"train": 2.0, "before": 0.5, "after": 0.5}  # the other stages take no longer than a moment
+LONGEST_S = {"train": 1.0, "before": 0.05, "after": 0.05}  # the other stages take no longer than a moment
 PASSES = 12  # long enough that a kill falls into the training
 
 
-def start(contract: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "demeanor", "run", str(contract), "--out", str(out), "--json"]
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "demeanor", *map(str, arguments), "--json"]
     return subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "300"}
     )
 
 
-def finish(contract: Path, out: Path) -> str:
-    process = start(contract, out)
+def finish(*arguments: object) -> str:
+    process = start(*arguments)
     _, errors = process.communicate(timeout=200)
     assert process.returncode in (0, 1), errors
     return errors
 
 
-def stop_in(stage: str, delay: float, contract: Path, out: Path, number: signal.Signals) -> int:
-    """Start, wait for the stage's line, wait `delay` seconds more, and send the signal."""
-    process = start(contract, out)
+def wait_for(stage: str, process: subprocess.Popen[str]) -> None:
+    """Until the stage's line, or the end."""
     assert process.stderr is not None
     for line in process.stderr:
         if STAGES[stage] in line and "done before" not in line:
             break
+
+
+def kill_in(stage: str, delay: float, *arguments: object) -> int:
+    """Start, wait for the stage's line, wait `delay` seconds more, and kill -9."""
+    process = start(*arguments)
+    wait_for(stage, process)
     time.sleep(delay)
-    process.send_signal(number)
+    process.kill()
     process.communicate(timeout=100)
     return process.returncode
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256; empty when there is no such folder."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*")}
 
 
 def fingerprint(out: Path) -> tuple[str, dict[str, object]]:
@@ -73,10 +85,16 @@ def contract_file(tmp_path_factory: pytest.TempPathFactory, few_pairs: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(contract_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, object]]:
+def whole(contract_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    finish(contract_file, out)
-    return fingerprint(out)
+    finish("run", contract_file, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole: Path) -> tuple[str, dict[str, object]]:
+    return fingerprint(whole)
 
 
 def test_killed_in_each_stage(
@@ -84,18 +102,46 @@ def test_killed_in_each_stage(
 ) -> None:
     rng = random.Random()
     out = tmp_path / "run"
-    delays = {stage: rng.uniform(0, LONGEST_S.get(stage, 0.02)) for stage in STAGES}
+    delays = {stage: rng.uniform(0, LONGEST_S.get(stage, 0.02)) for stage in STAGES if stage != "release"}
     for stage, delay in delays.items():
-        assert stop_in(stage, delay, contract_file, out, signal.SIGKILL) == -signal.SIGKILL, (stage, delay)
-    finish(contract_file, out)
+        assert kill_in(stage, delay, "run", contract_file, "--out", out) == -signal.SIGKILL, (stage, delay)
+    finish("run", contract_file, "--out", out)
     assert fingerprint(out) == uninterrupted, delays
+
+
+def test_killed_while_releasing_a_run_has_the_same_model_or_none(whole: Path, tmp_path: Path) -> None:
+    calm, out = (shutil.copytree(whole, tmp_path / name) for name in ("calm", "killed"))
+    process = start("release", calm, "--unproven")
+    wait_for("release", process)
+    began = time.time()
+    process.communicate(timeout=100)
+    usual, model = time.time() - began, files_of(calm / "model")
+    assert process.returncode == 0 and "model.safetensors" in model
+    delay = random.Random().uniform(0, usual)
+    assert kill_in("release", delay, "release", out, "--unproven") in (0, -signal.SIGKILL)
+    assert files_of(out / "model") in ({}, model), delay
+    for _ in range(2):  # while it is written
+        for left in out.glob("*model*"):
+            shutil.rmtree(left)
+        process = start("release", out, "--unproven")
+        while process.poll() is None and not any(out.glob("*model*/*")):
+            time.sleep(0.001)
+        time.sleep(random.Random().uniform(0, 0.03))
+        process.kill()
+        process.communicate(timeout=100)
+        assert process.returncode == -signal.SIGKILL
+        assert files_of(out / "model") in ({}, model), delay
+    finish("release", out, "--unproven")
+    assert files_of(out / "model") == model, delay
+    assert (out / "release.json").read_bytes() == (calm / "release.json").read_bytes()
+    assert {path.name for path in out.iterdir()} == {path.name for path in calm.iterdir()}, delay
 
 
 def test_interrupted_training_says_how_to_go_on_and_resumes_from_its_checkpoint(
     contract_file: Path, uninterrupted: tuple[str, dict[str, object]], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    process = start(contract_file, out)
+    process = start("run", contract_file, "--out", out)
     checkpoint = out / "checkpoints" / "checkpoint-4"
     deadline = time.time() + 100
     while not checkpoint.exists() and time.time() < deadline:
@@ -104,7 +150,7 @@ def test_interrupted_training_says_how_to_go_on_and_resumes_from_its_checkpoint(
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
     assert "demeanor run --resume" in errors and "Traceback" not in errors
-    assert "resumed from checkpoint-" in finish(contract_file, out)
+    assert "resumed from checkpoint-" in finish("run", contract_file, "--out", out)
     assert fingerprint(out) == uninterrupted
 
 
@@ -114,6 +160,6 @@ def test_killed_many_times(contract_file: Path, uninterrupted: tuple[str, dict[s
     for attempt in range(8):
         out = tmp_path / f"run{attempt}"
         stage, delay = rng.choice(["before", "train", "after"]), rng.uniform(0, 4)
-        stop_in(stage, delay, contract_file, out, signal.SIGKILL)
-        finish(contract_file, out)
+        kill_in(stage, delay, "run", contract_file, "--out", out)
+        finish("run", contract_file, "--out", out)
         assert fingerprint(out) == uninterrupted, (stage, delay)

@@ -162,8 +162,12 @@ def test_the_next_write_repairs_too(run: Workspace) -> None:
 
 @needs_fork
 def test_killed_while_starting_the_folder_is_still_a_runs(tmp_path: Path) -> None:
-    for step in steps_until_done(lambda: Workspace(tmp_path / "run").start(contract_of())):
-        Workspace(tmp_path / "run").start(contract_of())
+    def start() -> None:
+        with Workspace(tmp_path / "run").locked() as workspace:
+            workspace.start(contract_of())
+
+    for step in steps_until_done(start):
+        start()
         assert Workspace.open(tmp_path / "run").contract() == contract_of()
         (tmp_path / "run").rename(tmp_path / f"run-{step}")
 
@@ -372,7 +376,8 @@ def test_a_read_only_folder_is_refused_and_can_still_be_read(run: Workspace) -> 
     run.folder.chmod(0o555)
     if os.access(run.folder, os.W_OK):
         pytest.skip("root may write anywhere")
-    assert "cannot be written: Permission denied" in refusal(lambda: run.start(contract_of(name="other")))
+    with run.locked():
+        assert "cannot be written: Permission denied" in refusal(lambda: run.start(contract_of(name="other")))
     assert Workspace.open(run.folder).contract() == contract_of() and snapshot(run.folder) == before
 
 

@@ -6,28 +6,18 @@ nearest right one. `training` also takes every option of TRL's DPOConfig and of 
 
 from __future__ import annotations
 
-import difflib
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PydanticSchemaGenerationError,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from demeanor.errors import ContractError, one_line
+from demeanor.faults import describe, fault, nearest
 from demeanor.records import content_id
 from demeanor.settings import Dumper, Source, apply_overrides, read_yaml
+from demeanor.trl_options import check_trl_options
 
 STARTER = "starter"  # in `model`, `data.pairs` and `probes`: the embedded default
 MEASURES = {
@@ -63,17 +53,12 @@ class _Base(BaseModel):
             if isinstance(data, dict) and isinstance(data.get(name), bool):
                 kinds = {field.annotation, *get_args(field.annotation)}
                 if bool not in kinds and kinds & {int, float}:
-                    raise _fault(f"must be a number, not {data[name]}", name)
+                    raise fault(f"must be a number, not {data[name]}", name)
         return data
 
 
 class _Section(_Base):
     model_config = ConfigDict(extra="forbid")
-
-
-def _fault(text: str, *path: str | int) -> PydanticCustomError:
-    """A fault of the key `path` below the section that is being checked."""
-    return PydanticCustomError("contract", "{text}", {"text": text, "path": path})
 
 
 class Limit(_Section):
@@ -89,7 +74,7 @@ class Limit(_Section):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in MEASURES:
-            raise _fault(f"no measure is called {name!r}{_nearest(name, MEASURES)}")
+            raise fault(f"no measure is called {name!r}{nearest(name, MEASURES)}")
         return name
 
     @model_validator(mode="after")
@@ -133,10 +118,10 @@ class Promise(_Section):
         ]
         for number, (name, place, text) in enumerate(everything):
             if not text.strip():
-                raise _fault("an empty opening", name, place)
+                raise fault("an empty opening", name, place)
             for other_number, (*_, other) in enumerate(everything):
                 if number != other_number and other.startswith(text):
-                    raise _fault(f"{text!r} is the beginning of {other!r}; keep one of them", name, place)
+                    raise fault(f"{text!r} is the beginning of {other!r}; keep one of them", name, place)
         return self
 
     @model_validator(mode="after")
@@ -145,11 +130,11 @@ class Promise(_Section):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise _fault(f"{pattern!r} is no regular expression: {error}", "violating_patterns", place) from None
+                raise fault(f"{pattern!r} is no regular expression: {error}", "violating_patterns", place) from None
         seen: set[str] = set()
         for place, limit in enumerate(self.limits):
             if limit.id("") in seen:
-                raise _fault("the same limit stands twice", "limits", place)
+                raise fault("the same limit stands twice", "limits", place)
             seen.add(limit.id(""))
         return self
 
@@ -169,15 +154,15 @@ class Behaviour(Promise):
         if self.kind == "permanent":
             for name in ("value", "examples"):
                 if getattr(self, name) not in (None, ()):
-                    raise _fault("belongs to transient behaviours", name)
+                    raise fault("belongs to transient behaviours", name)
             return self
         if self.value is None:
-            raise _fault("a transient behaviour needs `value`, the text for the system prompt")
+            raise fault("a transient behaviour needs `value`, the text for the system prompt")
         for name in ("limits", "probes", "violating_openings", "safe_openings", "violating_patterns"):
             if getattr(self, name):
-                raise _fault("a transient behaviour is never trained: it takes only about, value and examples", name)
+                raise fault("a transient behaviour is never trained: it takes only about, value and examples", name)
         if self.value in self.examples:
-            raise _fault(
+            raise fault(
                 "today's `value` would be learned from this example", "examples", self.examples.index(self.value)
             )
         return self
@@ -205,10 +190,13 @@ class Training(_Base):
     model_config = ConfigDict(extra="allow")
 
     objective: Literal["dpo"] = Field("dpo", description="dpo; TRL's other losses of the family by `loss_type`")
+    engine: Literal["tree", "padded"] = Field(
+        "tree", description="tree: what pairs share is computed once; padded: TRL's own batches"
+    )
     reference: Literal["adapter-off", "copy", "precomputed"] = Field(
-        "adapter-off",
-        description="adapter-off: the policy without its adapter; copy: a second frozen model; "
-        "precomputed: its log-probabilities once, before training",
+        "precomputed",
+        description="precomputed: log-probabilities of the policy without its adapter, once and kept for later runs; "
+        "adapter-off: the same at every step; copy: those of a second frozen model",
     )
     lora_r: int = Field(16, ge=1, description="rank of the adapter")
     lora_alpha: int = Field(32, ge=1, description="the adapter is scaled by lora_alpha / lora_r")
@@ -290,10 +278,10 @@ class Contract(_Section):
     def _consistent(self) -> Contract:
         for name in self.behaviours:
             if name in self.collateral:
-                raise _fault("stands in behaviours and in collateral", "collateral", name)
+                raise fault("stands in behaviours and in collateral", "collateral", name)
         for name, behaviour in self.behaviours.items():
             if behaviour.kind == "transient" and "{" + name + "}" not in (self.system_prompt or ""):
-                raise _fault(f"has no place in system_prompt: write {{{name}}} there", "behaviours", name)
+                raise fault(f"has no place in system_prompt: write {{{name}}} there", "behaviours", name)
         return self
 
     @property
@@ -355,8 +343,8 @@ def build_contract(
     try:
         contract = Contract.model_validate(data)
     except ValidationError as error:
-        raise _describe(error, data, source) from None
-    _check_trl_options(contract, source)
+        raise describe(error, data, source, Contract) from None
+    check_trl_options(contract.training, source, Contract)
     return contract
 
 
@@ -396,152 +384,3 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?(@[\w./-]+)?")
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".xz", ".yaml", ".jinja")
-
-
-def _describe(error: ValidationError, data: dict[str, Any], source: Source) -> ContractError:
-    """The first fault of `error`, but a key that is misspelt before the one that is missing for it."""
-    faults = error.errors()
-    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    path = _real_path((*first["loc"], *first.get("ctx", {}).get("path", ())), data, missing=first["type"] == "missing")
-    given, name = first.get("input"), _dotted(path)
-    shown = "" if isinstance(given, dict | list) else ", but it is empty" if given is None else f", not {given!r}"
-    shown = one_line(shown, 70)
-    remedy = ""
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {name}{_nearest_key(str(path[-1]), _keys_at(path[:-1]))}"
-    elif first["type"] == "missing":
-        message = f"{name} is missing"
-    elif first["type"] == "contract":
-        message = f"{name}: {first['msg']}"
-    elif first["type"] in _IN_OUR_WORDS:
-        message = f"{name}: must be {_IN_OUR_WORDS[first['type']]}{shown}"
-        if first["type"] == "string_type" and given is not None and not isinstance(given, dict | list):
-            remedy = "put it in quotes"
-    else:
-        text = first["msg"].removeprefix("Value error, ")
-        message = f"{name}: {text[0].lower()}{text[1:]}{shown}"
-        if first["type"] == "literal_error":
-            expected = str(first.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
-            message += _nearest(str(given), expected)
-    # a value that could be of several kinds has a fault for each
-    more = len({_real_path(fault["loc"], data) for fault in faults}) - 1
-    return ContractError(message + (f" (and {more} more)" if more else ""), where=source.at(path), remedy=remedy)
-
-
-_IN_OUR_WORDS = {
-    "string_type": "text",
-    "string_unicode": "text without half characters",
-    "string_too_short": "some text",
-    "too_short": "a list with at least one item",
-    "tuple_type": "a list",
-    "dict_type": "a section of keys",
-    "model_type": "a section of keys",
-}
-
-
-def _real_path(loc: tuple[Any, ...], data: Any, *, missing: bool = False) -> tuple[Any, ...]:
-    """`loc` without what pydantic adds to it and is no key of `data`, such as the kinds of a union."""
-    path = []
-    for part in loc:
-        try:
-            data = data[part]
-        except (LookupError, TypeError):
-            if not missing:
-                continue
-        path.append(part)
-    return tuple(path)
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return one_line(".".join(map(str, path)), 120) or "the contract"
-
-
-_SECTIONS: dict[str, type[BaseModel]] = {"data": Data, "training": Training, "measurement": Measurement}
-
-
-def _keys_at(path: tuple[Any, ...]) -> list[str]:
-    """The keys that are allowed at `path`, for the nearest right one."""
-    section: Any = Contract
-    if path and path[0] in ("behaviours", "collateral"):
-        section = Limit if path[2:3] == ("limits",) else Behaviour if path[0] == "behaviours" else Promise
-    elif path:
-        section = _SECTIONS[path[0]]
-    return list(section.model_fields)
-
-
-def _nearest_key(word: str, known: list[str]) -> str:
-    """`_nearest`, but a key that is right in another section is named with it."""
-    for name, section in _SECTIONS.items():
-        if word in section.model_fields:
-            return f"; did you mean {name}.{word}?"
-    return f"; did you mean {word}, outside this section?" if word in Contract.model_fields else _nearest(word, known)
-
-
-def _nearest(word: str, known: Any, cutoff: float = 0.5) -> str:
-    best = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {best[0]}?" if best else ""
-
-
-def _check_trl_options(contract: Contract, source: Source) -> None:
-    """Refuse a training key that neither we nor TRL's DPOConfig know, and a value of another type than TRL's.
-
-    TRL is imported only when there is such a key.
-    """
-    extra = contract.training.trl_options
-    if not extra:
-        return
-    from trl import DPOConfig
-
-    types = {field.name: field.type for field in fields(DPOConfig) if field.init}
-    for name, value in extra.items():
-        where = source.at(("training", name))
-        if name in OURS_NOT_TRL:
-            raise ContractError(f"training.{name} is set by Demeanor", where=where, remedy=OURS_NOT_TRL[name])
-        if name not in types:
-            hint = _nearest(name, Training.model_fields, 0.75) or _nearest_key(name, [*Training.model_fields, *types])
-            raise ContractError(f"unknown key training.{name}{hint}", where=where)
-        for word in ([value] if isinstance(value, str) else value or []) if name == "loss_type" else []:
-            if word not in LOSSES:
-                raise ContractError(
-                    f"training.loss_type: no loss is called {word!r}{_nearest(str(word), LOSSES)}", where=where
-                )
-        if not _fits(value, types[name]):
-            kind = getattr(types[name], "__name__", None) or str(types[name])
-            raise ContractError(f"training.{name}: must be {kind}, not {one_line(repr(value), 60)}", where=where)
-
-
-# TRL 1.16 names them only where it computes them
-LOSSES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Is `value` of the type `kind`, as TRL declares it? A single text stands for a list of one."""
-    try:
-        adapter = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
-        adapter.validate_python([value] if kind == list[str] and isinstance(value, str) else value)
-    except ValidationError:
-        return False
-    except PydanticSchemaGenerationError:
-        pass  # a type that pydantic does not know; TRL checks it
-    return True
-
-
-OURS_NOT_TRL = {
-    "output_dir": "the run folder decides; use --out",
-    "resume_from_checkpoint": "a run resumes by itself",
-    "use_cpu": "hide the accelerator instead, as with CUDA_VISIBLE_DEVICES=",
-    "save_only_model": "a run must be able to resume",
-    "ignore_data_skip": "a resumed run must see the pairs that an uninterrupted one sees",
-    "save_strategy": "write `save_steps`; a run must be able to resume",
-    "eval_strategy": "the probes are measured before and after training",
-    "load_best_model_at_end": "the probes are measured before and after training",
-    "disable_tqdm": "the progress is ours",
-    "hub_token": "a contract holds no secrets; log in with `hf auth login`",
-    "precompute_ref_log_probs": "write `reference: precomputed`",
-    "truncation_mode": "replies are never cut; a prompt that is too long loses its oldest turns",
-    "remove_unused_columns": "it would remove the pairs' tokens",
-    "loss_weights": "use `sft_weight` for the SFT term",
-}

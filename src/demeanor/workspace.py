@@ -7,7 +7,7 @@
 `manifest.json` makes a folder a run's; it records for each stage the digest of its inputs and the SHA-256 of each file
 it wrote. A stage whose inputs are unchanged is not run again; when one of its files was altered meanwhile, the run is
 refused with the name. Every file and folder is written aside, synced and renamed, so that a killed process leaves the
-old one or the new one.
+old one or the new one. While a process writes, `.lock` keeps others out.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from typing import Any
 
 from demeanor.contract import Contract, dump_contract, parse_contract
 from demeanor.errors import RunFolderError, StageError, one_line
+from demeanor.lock import Lock
 from demeanor.records import content_id
 
 FORMAT = 1  # of the run folder; a folder of another format is refused
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what damage may raise
+_LOCK = ".lock"
 STAGES = ("read", "before", "train", "after", "prove", "report", "release")
 
 
@@ -38,6 +40,7 @@ class Workspace:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._lock: Lock | None = None  # while `locked`
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -89,13 +92,30 @@ class Workspace:
         workspace.manifest()
         return workspace
 
-    def contract(self) -> Contract:
-        """The contract that the run was started with; its paths are absolute."""
+    def contract(self, overrides: tuple[str, ...] = ()) -> Contract:
+        """The contract that the run was started with, and `overrides` that win over it; its paths are absolute."""
         try:
             text = self.contract_file.read_text("utf-8")
         except _UNREADABLE as error:
             raise self._unreadable(self.contract_file, error) from None
-        return parse_contract(text, str(self.contract_file))
+        return parse_contract(text, str(self.contract_file), overrides)
+
+    @contextmanager
+    def locked(self) -> Iterator[Workspace]:
+        """Until the block ends no other process gets this lock; a folder that is no run's yet is locked by `start`.
+
+        Raises:
+            RunFolderError: another process holds it; also from `start`.
+        """
+        self._lock = Lock(self.folder / _LOCK)
+        try:
+            with contextlib.suppress(OSError):  # `start` says why it cannot be written
+                if self.manifest_file.exists():
+                    self._lock.take()
+            yield self
+        finally:
+            self._lock.free()
+            self._lock = None
 
     def start(self, contract: Contract) -> None:
         """Create the folder when needed and store the contract.
@@ -114,6 +134,8 @@ class Workspace:
                 )
             manifest = self.manifest()
             folder.mkdir(parents=True, exist_ok=True)
+            if self._lock is not None:
+                self._lock.take()
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
                 pass
             for old in folder.glob(".*.old"):
@@ -329,8 +351,9 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Left by a process that was killed in the middle of `start`."""
-    return path.name.startswith(".probe-") or (path.name.startswith(".") and path.name.endswith(".aside"))
+    """Left by a process that was killed in the middle of `start`, or is there right now."""
+    name = path.name
+    return name == _LOCK or name.startswith(".probe-") or (name.startswith(".") and name.endswith(".aside"))
 
 
 def _old(path: Path) -> Path:

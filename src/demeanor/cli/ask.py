@@ -32,8 +32,11 @@ def command(
     common.console()
     from demeanor.cli.console import print_json
     from demeanor.pipeline import ask
+    from demeanor.plan import plan_run
+    from demeanor.workspace import Workspace
 
-    plan = common.open_plan(run, settings)
+    workspace = Workspace.open(run)
+    plan = plan_run(workspace.contract(tuple(settings or ())), workspace)
     answer = ask(plan, prompt, tuple(violating or ()), tuple(safe or ()), behaviour, seed)
     if as_json:
         print_json(answer)

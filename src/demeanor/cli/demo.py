@@ -29,4 +29,5 @@ def command(
     from demeanor.workspace import Workspace
 
     contract = load_contract(starter_contract(), tuple(settings or ()))
-    finish(plan_run(contract, Workspace(out)), progress, as_json)
+    with Workspace(out).locked() as workspace:
+        finish(plan_run(contract, workspace), progress, as_json)

@@ -27,20 +27,16 @@ def command(
     from demeanor.pipeline import keeping_what_is_done, measure_stage, read_stage, require
     from demeanor.records import Score
 
-    plan = common.plan_of(target, out, settings)
-    workspace = plan.workspace
-    workspace.start(plan.contract)
-    sides = ["before", "after"] if "train" in workspace.manifest()["stages"] else ["before"]
-    with keeping_what_is_done(workspace):
+    with common.plan_of(target, out, settings) as plan, keeping_what_is_done(plan.workspace):
+        workspace = plan.workspace
+        workspace.start(plan.contract)
+        sides = ["before", "after"] if "train" in workspace.manifest()["stages"] else ["before"]
         read_stage(plan, progress)
         if "after" in sides:
             require(workspace, plan.contract, plan.identity, "train")
         for side in sides:
             measure_stage(plan, side, progress)
-    means = {}
-    for side in sides:
-        scores = workspace.read_records(workspace.scores(side), Score.from_json)
-        means[side] = _means(scores)
+        means = {side: _means(workspace.read_records(workspace.scores(side), Score.from_json)) for side in sides}
     if as_json:
         print_json(means)
         return

@@ -17,11 +17,14 @@ def command(run: common.RunArgument, settings: common.SetOption = None, as_json:
     progress = common.console()
     from demeanor.cli.console import print_json, print_verdict
     from demeanor.pipeline import prove_stage, require
+    from demeanor.plan import recorded_identity
+    from demeanor.workspace import Workspace
 
-    workspace, contract, identity = common.open_run(run, settings)
-    require(workspace, contract, identity, "read", "before", "train", "after")
-    workspace.start(contract)
-    verdict = prove_stage(workspace, contract, identity, progress)
+    with Workspace.open(run).locked() as workspace:
+        contract, identity = workspace.contract(tuple(settings or ())), recorded_identity(workspace)
+        require(workspace, contract, identity, "read", "before", "train", "after")
+        workspace.start(contract)
+        verdict = prove_stage(workspace, contract, identity, progress)
     if as_json:
         print_json(verdict.to_json())
     else:

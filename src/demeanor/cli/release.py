@@ -37,17 +37,22 @@ def command(
     from demeanor.cli.console import print_json
     from demeanor.errors import InputError
     from demeanor.pipeline import release_stage, require
+    from demeanor.plan import plan_run
+    from demeanor.workspace import Workspace
 
-    plan = common.open_plan(run, settings)
-    require(plan.workspace, plan.contract, plan.identity, "read", "before", "train", "after", "prove")
-    if not plan.workspace.read_json(plan.workspace.verdict)["passed"] and not unproven:
-        raise InputError("the verdict of this run failed", where=str(run), remedy="--unproven releases it all the same")
-    plan.workspace.start(plan.contract)
-    parity = release_stage(plan, progress, dtype.value)
+    with Workspace.open(run).locked() as workspace:
+        plan = plan_run(workspace.contract(tuple(settings or ())), workspace)
+        require(workspace, plan.contract, plan.identity, "read", "before", "train", "after", "prove")
+        if not workspace.read_json(workspace.verdict)["passed"] and not unproven:
+            raise InputError(
+                "the verdict of this run failed", where=str(run), remedy="--unproven releases it all the same"
+            )
+        workspace.start(plan.contract)
+        parity = release_stage(plan, progress, dtype.value)
     if as_json:
-        print_json({"model": str(plan.workspace.model), **parity})
+        print_json({"model": str(workspace.model), **parity})
         return
     print(
-        f"{plan.workspace.model}: {parity['dtype']}, mean difference {parity['mean_difference_nats']:.2g} nats a token "
+        f"{workspace.model}: {parity['dtype']}, mean difference {parity['mean_difference_nats']:.2g} nats a token "
         f"from the adapter over {parity['num_replies']} replies (at most {parity['tolerance_nats']:g})"
     )

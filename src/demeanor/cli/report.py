@@ -15,9 +15,12 @@ def command(run: common.RunArgument, settings: common.SetOption = None, as_json:
     progress = common.console()
     from demeanor.cli.console import print_json
     from demeanor.pipeline import report_stage, require
+    from demeanor.plan import recorded_identity
+    from demeanor.workspace import Workspace
 
-    workspace, contract, identity = common.open_run(run, settings)
-    require(workspace, contract, identity, "read", "before", "train", "after", "prove")
-    workspace.start(contract)
-    report_stage(workspace, contract, identity, progress)
+    with Workspace.open(run).locked() as workspace:
+        contract, identity = workspace.contract(tuple(settings or ())), recorded_identity(workspace)
+        require(workspace, contract, identity, "read", "before", "train", "after", "prove")
+        workspace.start(contract)
+        report_stage(workspace, contract, identity, progress)
     print_json({"report": str(workspace.report)}) if as_json else print(workspace.report)

@@ -49,19 +49,19 @@ def command(
     from demeanor.plan import default_contract, plan_run
     from demeanor.workspace import Workspace
 
-    if resume is not None:
-        plan = common.plan_of(resume, out, settings)
-    elif contract is not None:
+    target = resume if contract is None else contract
+    if target is not None:
         if model is not None:
             raise InputError("--model belongs to --pairs", remedy="set it in the contract, or with --set model=...")
-        plan = common.plan_of(contract, out, settings)
+        with common.plan_of(target, out, settings) as plan:
+            finish(plan, progress, as_json)
+    elif model is None:
+        raise InputError("--pairs needs --model", remedy=f"a folder, a Hub id, or {STARTER}")
     else:
-        if model is None:
-            raise InputError("--pairs needs --model", remedy=f"a folder, a Hub id, or {STARTER}")
         folder = out or Path("runs") / Path(str(pairs)).name.split(".")[0]
         made = default_contract(str(pairs), model, folder.name, tuple(settings or ()))
-        plan = plan_run(resolve_paths(made, Path.cwd()), Workspace(folder))
-    finish(plan, progress, as_json)
+        with Workspace(folder).locked() as workspace:
+            finish(plan_run(resolve_paths(made, Path.cwd()), workspace), progress, as_json)
 
 
 def finish(plan: Plan, progress: Progress, as_json: bool) -> None:

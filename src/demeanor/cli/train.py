@@ -32,18 +32,18 @@ def command(
     from demeanor.pipeline import keeping_what_is_done, read_stage, train_stage
     from demeanor.train import check_training
 
-    plan = common.plan_of(target, out, settings)
-    common.say_plan(plan, progress)
-    workspace = plan.workspace
-    check_training(plan.source, plan.contract)
-    workspace.start(plan.contract)
-    if not resume:
-        shutil.rmtree(workspace.checkpoints, ignore_errors=True)
-        shutil.rmtree(workspace.adapter, ignore_errors=True)
-    with keeping_what_is_done(workspace):
-        read_stage(plan, progress)
-        train_stage(plan, progress)
-    summary = workspace.read_json(workspace.training)
+    with common.plan_of(target, out, settings) as plan:
+        common.say_plan(plan, progress)
+        workspace = plan.workspace
+        check_training(plan.source, plan.contract)
+        workspace.start(plan.contract)
+        if not resume:
+            shutil.rmtree(workspace.checkpoints, ignore_errors=True)
+            shutil.rmtree(workspace.adapter, ignore_errors=True)
+        with keeping_what_is_done(workspace):
+            read_stage(plan, progress)
+            train_stage(plan, progress)
+        summary = workspace.read_json(workspace.training)
     if as_json:
         print_json({key: value for key, value in summary.items() if key != "log"})
     else:
