@@ -74,6 +74,12 @@ def make_model(family: str, folder: Path, *, seed: int = 0, hidden: int = 32) ->
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a training keeps for later runs must not come from, or go to, the user's own cache."""
+    os.environ["DEMEANOR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
 def family_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """(family, folder) of each family in turn."""

@@ -8,20 +8,32 @@ from pathlib import Path
 from conftest import contract_of
 
 from demeanor.model import find_model, load_model
+from demeanor.tokens import TokenizedPair
+from demeanor.train import tokens_at_a_time
+from demeanor.train.engine import ROW_BUDGET
 from demeanor.train.memory import MemoryEstimate, estimate_memory
 
 
 def estimate(folder: Path, **changes: int | bool) -> MemoryEstimate:
     model = load_model(find_model(str(folder)), contract_of())
-    settings: dict[str, int | bool] = {"num_trainable": 1000, "longest": 128, "batch_pairs": 4, "copy": False}
+    settings: dict[str, int | bool] = {"num_trainable": 1000, "tokens": 1024, "copy": False}
     return estimate_memory(model, **{**settings, **changes})  # type: ignore[arg-type]
 
 
 def test_activations_grow_with_the_tokens_of_a_step(llama: Path) -> None:
     one = estimate(llama)
-    assert estimate(llama, longest=256).activations == 2 * one.activations
-    assert estimate(llama, batch_pairs=8).activations == 2 * one.activations
+    assert estimate(llama, tokens=2048).activations == 2 * one.activations
+    assert estimate(llama, trees=True).activations < one.activations
+    assert estimate(llama, trees=True, bf16=True).activations == estimate(llama, trees=True).activations // 2
     assert one.total(checkpointing=True) < one.total(checkpointing=False)
+
+
+def test_a_row_of_trees_bounds_the_tokens_that_are_held() -> None:
+    pairs = [TokenizedPair("a", [1] * 100, [2] * 50, [3] * 20), TokenizedPair("b", [1] * 10, [2] * 5, [3] * 5)]
+    assert tokens_at_a_time(pairs, 4, trees=False) == 2 * 4 * 150
+    assert tokens_at_a_time(pairs, 4, trees=True) == 4 * 170
+    assert tokens_at_a_time(pairs, 64, trees=True) == ROW_BUDGET
+    assert tokens_at_a_time([TokenizedPair("c", [1] * 4000, [2], [3])], 64, trees=True) == 4002
 
 
 def test_a_copy_counts_its_weights_and_an_adapter_its_optimizer(llama: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,61 +11,62 @@ from conftest import contract_of, make_model
 
 from demeanor.measure.likelihood import Scorer, choice_probability
 from demeanor.model import find_model, load_model
-from demeanor.train.tree import build_tree, pack_rows
+from demeanor.train.tree import plan_rows
 
 
-def random_case(rng: random.Random) -> tuple[list[int], list[list[int]]]:
-    prefix = [rng.randrange(5) for _ in range(rng.randint(1, 9))]
-    replies = [[rng.randrange(3) for _ in range(rng.randint(1, 6))] for _ in range(rng.randint(1, 5))]
-    return prefix, replies
+def random_groups(rng: random.Random) -> list[list[list[int]]]:
+    """Groups of sequences with many shared beginnings, some of them the whole of another sequence."""
+    trunks = [[rng.randrange(3) for _ in range(rng.randint(1, 30))] for _ in range(3)]
+    groups = []
+    for _ in range(rng.randint(1, 6)):
+        prompt = rng.choice(trunks)[: rng.randint(1, 30)] + [rng.randrange(4) for _ in range(rng.randint(0, 8))]
+        groups.append([prompt + [rng.randrange(4) for _ in range(rng.randint(1, 9))] for _ in range(rng.randint(1, 4))])
+    return groups
 
 
-def ancestors(parents: list[int], place: int) -> set[int]:
-    seen = set()
-    while place >= 0:
-        seen.add(place)
-        place = parents[place]
-    return seen
-
-
-def test_layout_of_random_trees() -> None:
+@pytest.mark.parametrize("min_shared", [1, 5, 16])
+def test_rows_hold_every_sequence_and_each_token_sees_its_path(min_shared: int) -> None:
     rng = random.Random(0)
-    for _ in range(200):
-        prefix, replies = random_case(rng)
-        tree = build_tree(prefix, replies)
-        for reply, path in zip(replies, tree.paths, strict=True):
-            assert [tree.tokens[place] for place in path] == reply
-            assert tree.parents[path[0]] == len(prefix) - 1
-            assert all(tree.parents[b] == a for a, b in pairwise(path))
-        assert all(parent < place for place, parent in enumerate(tree.parents))
-        assert all(tree.positions[p] == len(ancestors(tree.parents, p)) - 1 for p in range(len(tree)))
-        distinct = {tuple(reply[: n + 1]) for reply in replies for n in range(len(reply))}
-        assert len(tree) == len(prefix) + len(distinct)
+    for _ in range(60):
+        groups = random_groups(rng)
+        rows = plan_rows(groups, rng.choice([20, 60, 10_000]), min_shared)
+        members = [member for row in rows for member in row.members]
+        assert sorted(members) == [(g, i) for g, group in enumerate(groups) for i in range(len(group))]
+        for row in rows:
+            sees = row.mask(torch.float32)[0, 0] == 0
+            for (group, item), path in zip(row.members, row.paths, strict=True):
+                assert row.tokens[path].tolist() == groups[group][item]
+                assert row.positions[path].tolist() == list(range(len(path)))
+                for place, number in enumerate(path):  # exactly its own path, in whatever company it lies
+                    assert set(sees[number].nonzero()[:, 0].tolist()) == set(path[: place + 1].tolist())
 
 
-def test_mask_is_the_path_and_rows_do_not_mix() -> None:
+def test_with_min_shared_1_no_beginning_is_laid_out_twice() -> None:
     rng = random.Random(1)
-    trees = [build_tree(*random_case(rng)) for _ in range(7)]
-    (row,) = pack_rows(trees, 10_000)
-    sees = row.mask(torch.float32)[0, 0] == 0
-    for tree, offset in zip(row.trees, row.offsets, strict=True):
-        for place in range(len(tree)):
-            expected = {offset + other for other in ancestors(tree.parents, place)}
-            assert set(sees[offset + place].nonzero()[:, 0].tolist()) == expected
+    for _ in range(60):
+        groups = random_groups(rng)
+        (row,) = plan_rows(groups, 10_000, 1)
+        assert len(row) == len({tuple(seq[: n + 1]) for group in groups for seq in group for n in range(len(seq))})
 
 
-def test_rows_keep_the_budget_and_the_order() -> None:
-    trees = [build_tree([1] * size, [[2]]) for size in (5, 5, 30, 1, 1, 1)]
-    rows = pack_rows(trees, 13)
-    assert [tree for row in rows for tree in row.trees] == trees
-    assert [len(row.trees) for row in rows] == [2, 1, 3]
+def test_rows_keep_the_budget_are_full_and_never_part_a_group() -> None:
+    rng = random.Random(2)
+    prompt = [0] * 40
+    groups = [[prompt + [n] * 5, prompt + [n] * 7] for n in range(1, 30)]  # one tree of 40 + 29 * 12 tokens
+    groups += [[[n] + [40 + rng.randrange(9)] * rng.randint(2, 60)] for n in range(31, 60)]
+    rows = plan_rows(groups, 100)
+    for row in rows:
+        assert len(row) <= 100
+        for group in {group for group, _ in row.members}:
+            assert sum(group == other for other, _ in row.members) == len(groups[group])
+    assert sum(len(row) < 60 for row in rows) <= 1
+    (long,) = plan_rows([[[1] * 150, [2] * 150]], 100)  # a group that fits nowhere has a row of its own
+    assert len(long) == 300
 
 
-def test_empty_parts_are_refused() -> None:
+def test_an_empty_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        build_tree([], [[1]])
-    with pytest.raises(ValueError, match="at least one token"):
-        build_tree([1], [[]])
+        plan_rows([[[1], []]], 10)
 
 
 def test_same_numbers_as_one_sequence_at_a_time(family_model: tuple[str, Path]) -> None:
@@ -88,6 +88,12 @@ def test_same_numbers_as_one_sequence_at_a_time(family_model: tuple[str, Path]) 
             logps = torch.log_softmax(logits, -1)
             wanted = [logps[len(prompt) - 1 + n, token].item() for n, token in enumerate(reply)]
             assert values == pytest.approx(wanted, rel=1e-5, abs=1e-5), family
+
+
+def test_probes_without_tokens_are_refused() -> None:
+    for prompt, options in (([], [[1]]), ([1], [[]])):
+        with pytest.raises(ValueError, match="at least one token"):
+            Scorer(torch.nn.Linear(1, 1)).logps([prompt], [options])
 
 
 def test_a_sliding_window_shorter_than_the_text_is_scored_plainly(tmp_path: Path) -> None:

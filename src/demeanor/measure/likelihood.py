@@ -1,7 +1,8 @@
 """Exact log-probabilities of replies and openings, each prompt computed once.
 
-A probe's prompt, its replies and all openings form one prefix tree (`train/tree.py`); several trees fill a row. The
-log-softmax is taken in float32, over reply tokens only, the end-of-turn token included for whole replies.
+A probe's prompt, its replies and all openings form one prefix tree (`train/tree.py`), probes under one system prompt
+too; several trees fill a row. The log-softmax is taken in float32, over reply tokens only, the end-of-turn token
+included for whole replies.
 
     log p(y|x)              sum over the reply's tokens, nats
     choice probability      sum of exp(log p) over the violating replies / the same over all the probe's replies
@@ -15,10 +16,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from demeanor.errors import StageError
-from demeanor.train.tree import Row, TokenTree, build_tree, pack_rows
+from demeanor.train.tree import Row, plan_rows
+
+Probe = tuple[list[int], Sequence[list[int]]]  # a prompt and its continuations, token ids
 
 ROW_BUDGET = 1024  # tokens; attention in a row grows with its square
 TOLERANCE_NATS = {torch.float32: 1e-3}  # mean difference of a token's log-probability, tree against plain
@@ -46,65 +50,73 @@ class Scorer:
     def logps(
         self, prompts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]
     ) -> list[list[list[float]]]:
-        """Per-token log-probabilities (nats) of each continuation of each prompt, in the order given."""
-        trees = [build_tree(prompt, options) for prompt, options in zip(prompts, continuations, strict=True)]
-        if not trees:
+        """Per-token log-probabilities (nats) of each continuation of each prompt, in the order given.
+
+        Raises:
+            ValueError: a prompt or a continuation is empty.
+        """
+        probes = list(zip(prompts, continuations, strict=True))
+        if not all(prompt and all(options) for prompt, options in probes):
+            raise ValueError("a prompt and each continuation need at least one token")
+        if not probes:
             return []
         self.model.eval()
         if self.uses_trees is None:
-            self._try_trees(trees[0])
-        if not self.uses_trees:
-            return [self._plain(tree) for tree in trees]
-        limit = self._longest_exact()
-        result: list[list[list[float]]] = []
-        for row in pack_rows(trees, ROW_BUDGET):
-            if max(tree.depth for tree in row.trees) > limit:
-                result += [self._plain(tree) for tree in row.trees]
-            else:
-                result += self._row(row)
+            self._try_trees(probes[0])
+        limit = self._longest_exact() if self.uses_trees else 0
+        in_trees = [len(prompt) + max(map(len, options)) <= limit for prompt, options in probes]
+        result = [[] if in_tree else self._plain(*probe) for in_tree, probe in zip(in_trees, probes, strict=True)]
+        chosen = [number for number, in_tree in enumerate(in_trees) if in_tree]
+        for number, logps in zip(chosen, self._trees([probes[number] for number in chosen]), strict=True):
+            result[number] = logps
         return result
 
-    def _row(self, row: Row) -> list[list[list[float]]]:
-        input_ids, position_ids = row.tensors(self.device)
-        keep = sorted({o + t.parents[p] for t, o in _trees(row) for path in t.paths for p in path})
+    def _trees(self, probes: Sequence[Probe]) -> list[list[list[float]]]:
+        result: list[list[list[float]]] = [[[] for _ in options] for _, options in probes]
+        groups = [[prompt + option for option in options] for prompt, options in probes]
+        for row in plan_rows(groups, ROW_BUDGET, min_shared=1):
+            logps = self._row(row, [len(probes[group][0]) for group, _ in row.members])
+            for (group, item), values in zip(row.members, logps, strict=True):
+                result[group][item] = values
+        return result
+
+    def _row(self, row: Row, starts: list[int]) -> list[list[float]]:
+        """For each sequence of the row, the log-probabilities of its tokens from its start on."""
+        befores = [path[start - 1 : -1] for path, start in zip(row.paths, starts, strict=True)]
+        targets = [row.tokens[path[start:]] for path, start in zip(row.paths, starts, strict=True)]
+        keep = np.unique(np.concatenate(befores))
         logits = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
+            input_ids=torch.as_tensor(row.tokens, device=self.device)[None],
+            position_ids=torch.as_tensor(row.positions, device=self.device)[None],
             attention_mask=row.mask(self.dtype, self.device),
-            logits_to_keep=torch.tensor(keep, device=self.device),
+            logits_to_keep=torch.as_tensor(keep, device=self.device),
             use_cache=False,
         ).logits[0]
         if logits.shape[0] != len(keep):  # a model that ignores logits_to_keep returns all
             logits = logits[keep]
         log_normalisers = torch.logsumexp(logits.float(), dim=-1)
-        where = {place: index for index, place in enumerate(keep)}
-        wanted = sorted(
-            {(where[o + t.parents[p]], t.tokens[p]) for t, o in _trees(row) for path in t.paths for p in path}
-        )
-        index = torch.tensor(wanted, device=self.device)
-        values = (logits[index[:, 0], index[:, 1]].float() - log_normalisers[index[:, 0]]).tolist()
-        known = dict(zip(wanted, values, strict=True))
-        return [
-            [[known[where[o + t.parents[p]], t.tokens[p]] for p in path] for path in t.paths] for t, o in _trees(row)
-        ]
+        which = torch.as_tensor(np.searchsorted(keep, np.concatenate(befores)), device=self.device)
+        wanted = torch.as_tensor(np.concatenate(targets), device=self.device)
+        values = (logits[which, wanted].float() - log_normalisers[which]).tolist()
+        ends = np.cumsum([len(target) for target in targets])
+        return [values[end - len(target) : end] for target, end in zip(targets, ends.tolist(), strict=True)]
 
-    def _plain(self, tree: TokenTree) -> list[list[float]]:
+    def _plain(self, prompt: list[int], options: Sequence[list[int]]) -> list[list[float]]:
         """The same numbers from one plain sequence a continuation."""
-        prompt, result = tree.tokens[: tree.trunk], []
-        for path in tree.paths:
-            reply = [tree.tokens[place] for place in path]
+        result = []
+        for reply in options:
             input_ids = torch.tensor([prompt + reply[:-1]], device=self.device)
             logits = self.model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
             logps = torch.log_softmax(logits, dim=-1)
             result.append(logps.gather(1, torch.tensor(reply, device=self.device)[:, None])[:, 0].tolist())
         return result
 
-    def _try_trees(self, tree: TokenTree) -> None:
-        plain = self._plain(tree)
+    def _try_trees(self, probe: Probe) -> None:
+        plain = self._plain(*probe)
         if any(not math.isfinite(value) for path in plain for value in path):
             raise StageError("the model gives log-probabilities that are not finite: its weights are damaged")
         try:
-            (tried,) = self._row(pack_rows([tree], len(tree))[0])
+            (tried,) = self._trees([probe])
             both = [pair for one, two in zip(tried, plain, strict=True) for pair in zip(one, two, strict=True)]
             mean = sum(abs(a - b) for a, b in both) / len(both)
             self.uses_trees = mean <= TOLERANCE_NATS.get(self.dtype, LOWER_PRECISION_NATS)
@@ -124,10 +136,6 @@ class Scorer:
         if window is None or (kinds is not None and "sliding_attention" not in kinds):
             return 1 << 30
         return int(window)
-
-
-def _trees(row: Row) -> list[tuple[TokenTree, int]]:
-    return list(zip(row.trees, row.offsets, strict=True))
 
 
 def choice_probability(chosen_set: Sequence[float], others: Sequence[float]) -> float:

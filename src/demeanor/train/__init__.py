@@ -56,15 +56,16 @@ def train_adapter(
         raise InputError("there is no pair to train on")
     from transformers.utils.logging import disable_progress_bar
 
-    from demeanor.train import dpo
+    from demeanor.train import adapter, callbacks, dpo
     from demeanor.train.memory import estimate_memory
+    from demeanor.train.reference import ReferenceCache, reference_key
 
     disable_progress_bar()
     settings = contract.training
     base = load_model(source, contract, tuned=False)
     policy, config = base, None
     if source.adapter is None:
-        config = dpo.lora_config(source, base, contract)
+        config = adapter.lora_config(source, base, contract)
     else:
         from peft import PeftModel
 
@@ -73,10 +74,11 @@ def train_adapter(
     bf16 = settings.bf16 if settings.bf16 is not None else not settings.trl_options.get("fp16") and wants_bf16(base)
     memory = estimate_memory(
         base,
-        num_trainable=dpo.num_trainable(policy, config),
-        longest=max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs),
-        batch_pairs=settings.per_device_train_batch_size,
+        num_trainable=adapter.num_trainable(policy, config),
+        tokens=tokens_at_a_time(pairs, settings.per_device_train_batch_size, trees=settings.engine == "tree"),
         copy=settings.reference == "copy",
+        trees=settings.engine == "tree",
+        bf16=bf16,
     )
     checkpointing = settings.gradient_checkpointing
     if checkpointing is None:
@@ -87,6 +89,7 @@ def train_adapter(
     learning_rate = settings.learning_rate or default_learning_rate(base)
     reference = load_model(source, contract) if settings.reference == "copy" else None
     stopper = _Stopper()
+    set_up = time.time()
     trainer = dpo.make_trainer(
         policy,
         config,
@@ -98,10 +101,23 @@ def train_adapter(
         learning_rate=learning_rate,
         bf16=bf16,
         gradient_checkpointing=checkpointing,
-        callbacks=[dpo.Watch(settings.beta, advance, report, say, stopper.asked), dpo.MarkComplete(key)],
+        callbacks=[
+            callbacks.Watch(settings.beta, advance, report, say, stopper.asked),
+            callbacks.MarkComplete(key),
+        ],
+        cache=lambda layout: ReferenceCache(
+            reference_key(
+                source.fingerprint,
+                tokenizer.chat_template,
+                bf16=bf16,
+                device=f"{base.device.type} {base.dtype} {layout}",
+            )
+        ),
+        say=say,
     )
+    reference_seconds = time.time() - set_up if settings.reference == "precomputed" else 0.0
     step0 = dpo.check_step0(trainer, bf16=bf16)
-    checkpoint = dpo.last_checkpoint(checkpoints, key)
+    checkpoint = callbacks.last_checkpoint(checkpoints, key)
     if checkpoint is not None:
         say(f"resumed from {checkpoint.name}")
     started = time.time()
@@ -120,7 +136,9 @@ def train_adapter(
         "bf16": bf16,
         "gradient_checkpointing": checkpointing,
         "memory_bytes": memory.to_json(),
+        "engine": "tree" if trainer.engine else "padded",
         "reference": settings.reference,
+        "reference_seconds": round(reference_seconds, 2),
         "step0_margin_nats": step0,
         "num_pairs": len(pairs),
         "num_trainable": sum(p.numel() for p in policy.parameters() if p.requires_grad),
@@ -145,7 +163,7 @@ def check_training(source: ModelSource, contract: Contract) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from demeanor.train import dpo
+    from demeanor.train import adapter, dpo
 
     with tempfile.TemporaryDirectory() as folder:
         dpo.make_arguments(contract, Path(folder), bf16=contract.training.bf16 or False, use_cpu=True)
@@ -156,7 +174,17 @@ def check_training(source: ModelSource, contract: Contract) -> None:
                 skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=contract.trust_remote_code)
         except Exception as error:
             raise ModelError(f"cannot be built: {one_line(error, 200)}", where=str(source.base)) from None
-        dpo.lora_config(source, skeleton, contract)
+        adapter.lora_config(source, skeleton, contract)
+
+
+def tokens_at_a_time(pairs: list[TokenizedPair], batch: int, *, trees: bool) -> int:
+    """Tokens that go forward and backward together at most: a row of trees, or a padded batch of the longest pairs."""
+    if not trees:
+        return 2 * batch * max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
+    from demeanor.train.engine import ROW_BUDGET
+
+    longest = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    return min(batch * longest, max(ROW_BUDGET, longest))
 
 
 def default_learning_rate(model: Any) -> float:

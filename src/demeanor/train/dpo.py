@@ -8,77 +8,382 @@ reference are the same function, so every margin is 0, which is checked.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
 from demeanor.contract import Contract
-from demeanor.errors import InputError, ModelError, StageError, one_line
-from demeanor.model import ModelSource
+from demeanor.errors import InputError, StageError, one_line
 from demeanor.tokens import TokenizedPair
+from demeanor.train.attention import main_kind
+from demeanor.train.engine import TreeEngine
+from demeanor.train.kernels import fuse, unfuse
+from demeanor.train.reference import PairLogps, ReferenceCache
 
-COMPLETE = "complete.json"  # written into a checkpoint last; one without it was cut short and is not resumed from
+PROVEN_ON = ("1.16.0",)  # versions of TRL whose seams were tested
+REFERENCE_BATCH = 16  # pairs scored at a time, those of like length together
+SPOT_CHECKED = 4  # pairs of a cached reference that are computed again
+TOLERANCE_NATS = {False: 1e-3, True: 0.1}  # mean difference of a token's log-probability, in float32 and in bfloat16
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+SORTING_LOSSES = {"aot", "aot_unpaired"}  # they compare pairs of a batch with each other
+REFERENCE_COLUMNS = ("ref_chosen_token_logps", "ref_rejected_token_logps")
 
 
 class PairTrainer(DPOTrainer):
-    """TRL's DPOTrainer over pairs that are token ids already (`prompt_ids`, `chosen_ids`, `rejected_ids`)."""
+    """TRL's DPOTrainer over pairs that are token ids already (`prompt_ids`, `chosen_ids`, `rejected_ids`).
+
+    With `trees` the log-probabilities come from the prefix-tree engine, through the seam that TRL has for them: the
+    model's forward pass with `fused_lm_head=True`. A batch that fills several rows goes backward row by row, so that
+    memory is a row's and not the batch's; the gradient is the same sum.
+
+    Args:
+        trees: use the engine; a model whose attention does not take trees is trained on TRL's padded batches.
+        cache: where the reference's log-probabilities are kept, when they are precomputed.
+        say: called with a line for the user.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        trees: bool = True,
+        cache: Callable[[str], ReferenceCache] | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        **options: Any,
+    ) -> None:
+        self.trees, self.cache, self.say = trees, cache, say
+        self.loss_weights: list[float]  # of TRL, which declares no types
+        self.ld_alpha: float | None
+        self.engine: TreeEngine | None = None
+        self.fused: dict[str, int] = {}
+        super().__init__(*args, **options)
+        self._use_trees()
+
+    # ------------------------------------------------------------ the engine
+
+    def _use_trees(self) -> None:
+        """Put the engine under the policy and a reference model, if they take it. TRL's set-up may have done so."""
+        if not self.trees or self.engine is not None:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        reason = self._cannot(base) or self._differs(base)
+        if reason:
+            self.trees = False
+            self.say(f"engine: padded batches, because {reason}")
+
+    def _cannot(self, base: Any) -> str | None:
+        """Why the engine is not even tried."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return "weights are sharded"
+        if len(set(getattr(base, "hf_device_map", {}).values())) > 1:
+            return "the model is spread over several devices"
+        if self.aux_loss_enabled:
+            return "a mixture of experts has a loss of its own for each padded token"
+        if any(parameter.requires_grad for parameter in base.get_output_embeddings().parameters()):
+            return "the language-model head is trained"
+        if any(getattr(module, "attention_dropout", 0.0) for module in base.modules()) or any(
+            isinstance(module, torch.nn.Dropout) and module.p and "lora_dropout" not in name
+            for name, module in base.named_modules()
+        ):
+            return "the model has dropout"
+        if any(config.is_prompt_learning for config in getattr(self.model, "peft_config", {}).values()):
+            return "the adapter adds tokens"
+        config = base.config.get_text_config()
+        if any(getattr(config, name, None) not in (None, 1, 1.0) for name in LOGIT_CHANGES):
+            return "its logits are scaled or capped"
+        kinds = getattr(config, "layer_types", None)
+        window = getattr(config, "sliding_window", None)
+        if window is not None and (kinds is None or "sliding_attention" in kinds):
+            held_out = self.eval_dataset or []
+            parts = held_out.values() if isinstance(held_out, dict) else [held_out]
+            longest = max(
+                len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+                for part in (self.train_dataset, *parts)
+                for row in part
+            )
+            if longest > window:
+                return f"its attention sees {window} tokens and the longest pair has {longest}"
+        return None
+
+    def _differs(self, base: Any) -> str | None:
+        """Install the engine and compare it with TRL's own numbers on the shortest pair; undo it if they differ."""
+        batch = self._collate([min(self.train_dataset, key=lambda row: sum(map(len, row.values())))])
+        expected = self._token_logps(self.model, batch)
+        models = [base] if self.ref_model is None else [base, self.accelerator.unwrap_model(self.ref_model)]
+        before = [(model, model.forward, model.config._attn_implementation) for model in models]
+
+        def compare() -> None:
+            found = self._token_logps(self.model, batch)
+            difference = (found - expected).abs().sum().item() / max(1, int((expected != 0).sum()))
+            if not difference <= self._tolerance:
+                raise ValueError(f"difference {difference:.2g} nats a token")
+
+        try:
+            engines = [_install(model) for model in models]
+            for kind in ("dense", None) if base.device.type == "cpu" else (None,):
+                engines[0].kind = kind or main_kind(base.device)
+                compare()
+                if engines[0].last_calls != base.config.get_text_config().num_hidden_layers:
+                    raise ValueError("not all its layers ask for it")
+            engines[0].kind = None
+            for model in models:
+                self.fused = fuse(model, torch.bfloat16 if self.args.bf16 else model.dtype)
+            compare()
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError, LookupError, NotImplementedError, AttributeError) as error:
+            for model, forward, implementation in before:
+                unfuse(model)
+                model.forward = forward
+                model.set_attn_implementation(implementation)
+            self.fused = {}
+            return f"its attention does not take a tree ({one_line(error, 100)})"
+        self.engine = engines[0]
+        return None
+
+    @property
+    def _tolerance(self) -> float:
+        return TOLERANCE_NATS[bool(self.args.bf16) or self.model.dtype != torch.float32]
+
+    # ------------------------------------------------------------ one step
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one batch, row by row where the loss is a mean over pairs."""
+        parts = self._parts(inputs)
+        if self.engine is not None and self.precompute_ref_logps and self.state.global_step == 0:
+            # in rows of other company a sum is rounded differently: here the same rows, so that the margin is exactly 0
+            for part in parts:
+                chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, part)
+                part.update(ref_chosen_logps=chosen, ref_rejected_logps=rejected)
+        if len(parts) < 2:
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        metrics, weights = self._metrics["train"], self.loss_weights
+        marks = {name: len(values) for name, values in metrics.items()}
+        num_tokens = np.array([_num_reply_tokens(part) for part in parts])  # [parts, chosen and rejected]
+        pairs_by = _shares([len(part["input_ids"]) // 2 for part in parts])
+        chosen_by, rejected_by, tokens_by = (_shares(numbers) for numbers in (*num_tokens.T, num_tokens.sum(axis=1)))
+        weighted_by = {
+            "entropy": tokens_by,
+            "logits/chosen": chosen_by,
+            "mean_token_accuracy": chosen_by,
+            "logits/rejected": rejected_by,
+        }
+        total = torch.zeros((), device=self.accelerator.device)
+        try:
+            for part, of_pairs, of_tokens in zip(parts, pairs_by, chosen_by, strict=True):
+                self.loss_weights = [  # the SFT loss is a mean over chosen tokens, all others over pairs
+                    weight * (of_tokens if kind == "sft" else of_pairs)
+                    for kind, weight in zip(self.loss_types, weights, strict=True)
+                ]
+                total += super().training_step(model, part, num_items_in_batch)
+        finally:
+            self.loss_weights = weights
+        for name, values in metrics.items():
+            own = values[marks.get(name, 0) :]
+            if len(own) == len(parts):  # each part logged its mean: the batch's is theirs, weighted
+                values[marks.get(name, 0) :] = [float(np.dot(own, weighted_by.get(name, pairs_by)))]
+        return total
+
+    def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The batch cut into its rows, or the whole batch when it is one row or its loss cannot be cut."""
+        whole = [inputs]
+        if self.engine is None or self.accelerator.num_processes > 1 or SORTING_LOSSES & set(self.loss_types):
+            return whole
+        if self.use_weighting and "sft" in self.loss_types:
+            return whole
+        batch = self.engine.plan(inputs["input_ids"], inputs["attention_mask"])
+        if len(batch.rows) < 2:
+            return whole
+        half = len(inputs["input_ids"]) // 2
+        parts = []
+        for pairs in batch.pairs:
+            index = torch.tensor([*pairs, *(pair + half for pair in pairs)], device=inputs["input_ids"].device)
+            longest = int(inputs["attention_mask"][index].sum(dim=1).max())
+            part = {}
+            for name, value in inputs.items():
+                if len(value) == half:
+                    part[name] = value[index[: len(pairs)]]
+                else:
+                    part[name] = value[index] if value.ndim == 1 else value[index, :longest]
+            parts.append(part)
+        return parts
+
+    # ------------------------------------------------------------ the reference
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Per-token log-probabilities of the reference, from the cache as far as it knows them."""
+        self._use_trees()
+        pairs = [
+            TokenizedPair(str(number), row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
+            for number, row in enumerate(dataset)
+        ]
+        cache = self.cache("trees" if self.engine else "padded") if self.cache else None
+        known: list[PairLogps | None] = cache.find(pairs) if cache else [None] * len(pairs)
+        held = [number for number, logps in enumerate(known) if logps is not None]
+        if cache and held:
+            chosen = held[:: max(1, len(held) // SPOT_CHECKED)][:SPOT_CHECKED]
+            again = self._reference_logps([pairs[number] for number in chosen])
+            worst = max(
+                (_mean_difference(known[number], logps) for number, logps in zip(chosen, again, strict=True)),
+                key=lambda difference: math.inf if math.isnan(difference) else difference,
+            )
+            if not worst <= self._tolerance:
+                self.say(f"reference: {cache.path} disagrees with the model by {worst:.2g} nats a token: computed anew")
+                cache.forget()
+                known, held = [None] * len(pairs), []
+        missing = sorted(set(range(len(pairs))) - set(held), key=lambda number: _num_tokens(pairs[number]))
+        for start in range(0, len(missing), REFERENCE_BATCH):
+            numbers = missing[start : start + REFERENCE_BATCH]
+            logps = self._reference_logps([pairs[number] for number in numbers])
+            for number, values in zip(numbers, logps, strict=True):
+                known[number] = values
+            if cache:
+                cache.keep([pairs[number] for number in numbers], logps)
+        if cache:
+            self.say(f"reference: {len(held)} of {len(pairs)} pairs from the cache, {len(missing)} computed")
+        for column, item in zip(REFERENCE_COLUMNS, (0, 1), strict=True):
+            dataset = dataset.add_column(column, [values[item].tolist() for values in known if values is not None])
+        return dataset
 
-def lora_config(source: ModelSource, base: Any, contract: Contract) -> LoraConfig:
-    """The new adapter's configuration.
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in REFERENCE_COLUMNS if name not in self._signature_columns]
 
-    Raises:
-        ModelError: the model has no layer of the names in `lora_target_modules`.
-    """
-    settings = contract.training
-    targets = settings.lora_target_modules
-    layers = _linear_layers(base)
-    names = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    missing = [] if isinstance(targets, str) else [target for target in targets if target not in names]
-    if missing:
-        raise ModelError(
-            f"has no layers called {', '.join(missing)}",
-            where=source.name,
-            remedy=f"set training.lora_target_modules to some of {', '.join(names)}, or to all-linear",
+    def _reference_logps(self, pairs: Sequence[TokenizedPair]) -> list[PairLogps]:
+        rows = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+        model = self.accelerator.unwrap_model(self.ref_model or self.model)
+        if self.ref_model is None and hasattr(model, "peft_config"):
+            with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+                values = self._token_logps(model, self._collate(rows))
+        else:
+            values = self._token_logps(model, self._collate(rows))
+        found = values.cpu().numpy()
+        result = []
+        for number, pair in enumerate(pairs):
+            start = len(pair.prompt_ids) - 1
+            one, two = found[number, start:], found[number + len(pairs), start:]
+            result.append((one[: len(pair.chosen_ids)].copy(), two[: len(pair.rejected_ids)].copy()))
+        return result
+
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {name: value.to(self.accelerator.device) for name, value in self.data_collator(rows).items()}
+
+    def _token_logps(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[2B, L - 1], nats, as TRL would compute them; no gradient."""
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+                values: torch.Tensor = model(**inputs, use_cache=False, labels=labels, fused_lm_head=True).log_probs
+        finally:
+            model.train(was_training)
+        return values
+
+    def step0_margins(self) -> list[float]:
+        """Margins (nats, without beta) of the first pairs before any step: (chosen - rejected) of policy - reference.
+        The reference is computed here and now; a cached one has been compared with the model already."""
+        num_pairs = min(self.args.per_device_train_batch_size, len(self.train_dataset))
+        rows = [self.train_dataset[index] for index in range(num_pairs)]
+        ld_alpha, self.ld_alpha, self.data_collator.ld_alpha = self.ld_alpha, None, None  # plain sums on both sides
+        try:
+            batch = self._collate(rows)
+            chosen, rejected = self._token_logps(self.model, batch).sum(dim=1).chunk(2)
+            ref_chosen, ref_rejected = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+        finally:
+            self.ld_alpha = self.data_collator.ld_alpha = ld_alpha
+        margins: list[float] = ((chosen - rejected) - (ref_chosen - ref_rejected)).float().tolist()
+        return margins
+
+
+class PairCollator(DataCollatorForPreference):
+    """TRL's collator; the reference's per-token log-probabilities are summed as the policy's will be, so that equal
+    terms give equal sums. With `ld_alpha` (LD-DPO) the tail beyond the shorter reply counts only so much."""
+
+    def __init__(self, pad_token_id: int, ld_alpha: float | None, pad_to_multiple_of: int | None) -> None:
+        super().__init__(pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
+        self.ld_alpha = ld_alpha
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super().torch_call(examples)
+        if REFERENCE_COLUMNS[0] not in examples[0]:
+            return output
+        values = torch.zeros(output["input_ids"].shape[0], output["input_ids"].shape[1] - 1)
+        for side, column in enumerate(REFERENCE_COLUMNS):
+            for number, example in enumerate(examples):
+                start = len(example["prompt_ids"]) - 1
+                logps = torch.tensor(example[column])
+                if self.ld_alpha is not None:
+                    shared = min(len(example[name]) for name in REFERENCE_COLUMNS)
+                    logps[shared:] *= self.ld_alpha
+                values[side * len(examples) + number, start : start + len(logps)] = logps
+        output["ref_chosen_logps"], output["ref_rejected_logps"] = values.sum(dim=1).chunk(2)
+        return output
+
+
+def _install(model: Any) -> TreeEngine:
+    """Answer TRL's `fused_lm_head=True` calls with the engine; all else goes where it went."""
+    engine = TreeEngine(model)
+    plain = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` reads the signature
+    def forward(
+        *args: Any, fused_lm_head: bool = False, labels: Any = None, shift_labels: Any = None, **kwargs: Any
+    ) -> Any:
+        if not fused_lm_head:
+            given = {"labels": labels, "shift_labels": shift_labels}
+            return plain(*args, **kwargs, **{name: value for name, value in given.items() if value is not None})
+        if args or shift_labels is not None:
+            raise NotImplementedError("context parallelism is not supported by the engine: set training.engine: padded")
+        scores = engine.score(kwargs["input_ids"], kwargs["attention_mask"], labels)
+        return FusedCausalLMOutput(
+            log_probs=scores.log_probs,
+            entropy=scores.entropy,
+            log_sum_sq_probs=scores.log_sum_sq_probs,
+            mean_logits=scores.mean_logits,
+            is_top1=scores.is_top1,
+            label_mask=labels[:, 1:] != -100,
         )
-    return LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-        revision=source.commit,
-        fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in layers.values()),
-    )
+
+    model.forward = forward
+    return engine
 
 
-def num_trainable(policy: Any, config: LoraConfig | None) -> int:
-    """Parameters that will be trained: those of the starting adapter, or r (in + out) for each layer of a new one."""
-    if config is None:
-        return sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    targets = config.target_modules
-    chosen = [
-        layer
-        for name, layer in _linear_layers(policy).items()
-        if isinstance(targets, str) or name.rsplit(".", 1)[-1] in targets
-    ]
-    return sum(config.r * sum(layer.weight.shape) for layer in chosen)
+def _num_tokens(pair: TokenizedPair) -> int:
+    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
-def _linear_layers(model: Any) -> dict[str, Any]:
-    return {name: layer for name, layer in model.named_modules() if type(layer).__name__ in ("Linear", "Conv1D")}
+def _num_reply_tokens(inputs: dict[str, Any]) -> tuple[int, int]:
+    chosen, rejected = inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2)
+    return int(chosen.sum()), int(rejected.sum())
+
+
+def _shares(numbers: Any) -> np.ndarray:
+    values: np.ndarray = np.asarray(numbers, dtype=float) / max(1, sum(numbers))
+    return values
+
+
+def _mean_difference(known: PairLogps | None, computed: PairLogps) -> float:
+    assert known is not None
+    differences = [np.abs(one - two) for one, two in zip(known, computed, strict=True)]
+    return float(np.concatenate(differences).mean())
 
 
 def make_trainer(
@@ -94,6 +399,8 @@ def make_trainer(
     bf16: bool,
     gradient_checkpointing: bool,
     callbacks: list[TrainerCallback],
+    cache: Callable[[str], ReferenceCache] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> PairTrainer:
     """A trainer that is ready to train.
 
@@ -122,6 +429,10 @@ def make_trainer(
             train_dataset=Dataset.from_list(columns),
             processing_class=tokenizer,
             callbacks=callbacks,
+            data_collator=PairCollator(tokenizer.pad_token_id, arguments.ld_alpha, arguments.pad_to_multiple_of),
+            trees=contract.training.engine == "tree",
+            cache=cache,
+            say=say,
         )
     except (TypeError, ValueError, NotImplementedError) as error:
         raise InputError(f"TRL refuses these options: {one_line(error)}", where="training") from None
@@ -165,26 +476,6 @@ def make_arguments(contract: Contract, checkpoints: Path, **decided: Any) -> DPO
         raise InputError(f"TRL refuses these options: {one_line(error)}", where="training") from None
 
 
-def step0_margins(trainer: PairTrainer) -> list[float]:
-    """Margins (nats, without beta) of the first pairs before any step: (chosen - rejected) of policy - reference."""
-    num_pairs = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
-    rows = [trainer.train_dataset[index] for index in range(num_pairs)]
-    batch = {key: value.to(trainer.accelerator.device) for key, value in trainer.data_collator(rows).items()}
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    model = trainer.model.eval()
-    ld_alpha, trainer.ld_alpha = trainer.ld_alpha, None  # plain sums on both sides
-    with torch.no_grad(), trainer.accelerator.autocast():
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        chosen, rejected = model(**inputs, labels=labels, fused_lm_head=True).log_probs.sum(dim=1).chunk(2)
-        if "ref_chosen_logps" in batch:
-            ref_chosen, ref_rejected = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
-        else:
-            ref_chosen, ref_rejected = trainer.compute_ref_log_probs(trainer.ref_model or model, batch)
-    trainer.ld_alpha = ld_alpha
-    margins: list[float] = ((chosen - rejected) - (ref_chosen - ref_rejected)).float().tolist()
-    return margins
-
-
 def check_step0(trainer: PairTrainer, *, bf16: bool) -> float:
     """Refuse to train when policy and reference differ before the first step. Returns the largest margin, nats.
 
@@ -193,82 +484,11 @@ def check_step0(trainer: PairTrainer, *, bf16: bool) -> float:
     Raises:
         StageError: a margin is not 0.
     """
-    worst = max(map(abs, step0_margins(trainer)))
-    exact = trainer.ref_model is None and not trainer.precompute_ref_logps
-    tolerance = 0.0 if exact else 1.0 if bf16 else 5e-3
+    worst = float(np.max(np.abs(trainer.step0_margins())))  # NaN when one is
+    tolerance = 0.0 if trainer.ref_model is None else 1.0 if bf16 else 5e-3
     if not worst <= tolerance:
         raise StageError(
             f"the margin before the first step is {worst:.3g} nats, not 0: the reference is not the model that is "
             "trained; nothing was done"
         )
     return worst
-
-
-def last_checkpoint(checkpoints: Path, key: str) -> Path | None:
-    """The newest complete checkpoint of a training with the inputs `key`; all others are removed."""
-    good: dict[int, Path] = {}
-    for folder in checkpoints.glob("checkpoint-*"):
-        try:
-            marker = json.loads((folder / COMPLETE).read_text("utf-8"))
-        except (OSError, ValueError):
-            marker = {}
-        if marker.get("key") == key:
-            good[int(marker["step"])] = folder
-        else:
-            shutil.rmtree(folder)
-    return good[max(good)] if good else None
-
-
-class MarkComplete(TrainerCallback):
-    """Writes the marker into each checkpoint once all else of it is on disk."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        aside = folder / f".{COMPLETE}"
-        aside.write_text(json.dumps({"key": self.key, "step": state.global_step}), "utf-8")
-        aside.replace(folder / COMPLETE)
-
-
-class Watch(TrainerCallback):
-    """Reports each step and each log, warns once of likelihood displacement, and stops after a step when asked.
-
-    Args:
-        beta: rewards are divided by it to give changes of log p in nats.
-        advance: called with the number of steps done, then of all.
-        report: called with each log's figures.
-        say: called with a warning.
-        stop: asked after each step; True saves a checkpoint and ends the training.
-    """
-
-    PATIENCE = 5  # logs in a row before the warning
-
-    def __init__(
-        self,
-        beta: float,
-        advance: Callable[[int, int], None],
-        report: Callable[[dict[str, float]], None],
-        say: Callable[[str], None],
-        stop: Callable[[], bool],
-    ) -> None:
-        self.beta, self.advance, self.report, self.say, self.stop = beta, advance, report, say, stop
-        self.falling = 0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.advance(state.global_step, state.max_steps)
-        if self.stop() and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if not logs or "rewards/chosen" not in logs:
-            return
-        self.report(logs)
-        change = float(logs["rewards/chosen"]) / self.beta
-        self.falling = self.falling + 1 if change < -1.0 and float(logs["rewards/margins"]) > 0 else 0
-        if self.falling == self.PATIENCE:
-            self.say(
-                f"the chosen replies become less likely (now {change:+.1f} nats) while the margin grows: likelihood "
-                "displacement; training.sft_weight (0.1 to 1) holds them up"
-            )

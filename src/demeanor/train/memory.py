@@ -1,10 +1,11 @@
 """What a training will need, in bytes, before it starts; and whether gradient checkpointing must save it.
 
 The estimate adds up the weights (twice with a frozen copy), the adapter with its gradient and Adam's two moments, and
-the activations that the backward pass keeps. For one token a transformer layer keeps about 18 vectors of the hidden
-size and 6 of the feed-forward size in the weights' precision (under autocast the residual stream, the norms and the
-adapters' inputs stay in 32 bits); with checkpointing one vector a layer and one whole layer. The factors were fitted to
-the measured peak of a training. The language-model head works in tiles, of which one is held.
+the activations that the backward pass keeps. For one token a transformer layer keeps, on TRL's padded path, about 18
+vectors of the hidden size and 6 of the feed-forward size in the weights' precision (under autocast the residual stream,
+the norms and the adapters' inputs stay in 32 bits); in the tree engine about 8 and 4 in the precision of the products;
+with checkpointing one vector a layer and one whole layer. The factors were fitted to the measured peak of a training.
+The language-model head works in tiles, of which one is held.
 """
 
 from __future__ import annotations
@@ -51,15 +52,18 @@ class MemoryEstimate:
         return asdict(self)
 
 
-def estimate_memory(model: Any, *, num_trainable: int, longest: int, batch_pairs: int, copy: bool) -> MemoryEstimate:
-    """The estimate for a padded batch of the longest pairs.
+def estimate_memory(
+    model: Any, *, num_trainable: int, tokens: int, copy: bool, trees: bool = False, bf16: bool = False
+) -> MemoryEstimate:
+    """The estimate for the largest batch, or row of trees.
 
     Args:
         model: the loaded model; its weights are counted as they are.
         num_trainable: parameters that are trained.
-        longest: tokens of the longest prompt + reply.
-        batch_pairs: pairs a step and device; each is two sequences.
+        tokens: that go forward and backward at a time.
         copy: a second frozen model is loaded as the reference.
+        trees: the tokens go through the tree engine.
+        bf16: products are computed in bfloat16.
     """
     config = model.config.get_text_config()
     hidden = config.hidden_size
@@ -67,8 +71,9 @@ def estimate_memory(model: Any, *, num_trainable: int, longest: int, batch_pairs
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     width = next(model.parameters()).element_size()
     weights = int(sum(p.numel() * p.element_size() for p in model.parameters()))
-    tokens = 2 * batch_pairs * longest
     a_layer = tokens * (18 * hidden + 6 * inner) * width
+    if trees:
+        a_layer = tokens * (8 * hidden + 4 * inner) * (2 if bf16 else width)
     head = min(tokens, HEAD_TILE) * config.vocab_size * 4 * 2
     return MemoryEstimate(
         weights=weights,

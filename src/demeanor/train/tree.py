@@ -1,34 +1,55 @@
 """Prefix trees: sequences that share a beginning are laid out once.
 
-The tokens of a tree lie in depth-first order. Position ids follow the path from the root, and token q sees token k
-exactly when k lies on q's path, which in depth-first order is `k <= q < end[k]` with `end[k]` one past k's subtree.
-Several trees fill one row; a token never sees another tree, because its path holds none of it. The rows need no
-padding and give every sequence the log-probabilities that it has alone.
+A tree is made of segments: runs of tokens that the same sequences share. Segments lie in depth-first order, position
+ids follow the path from the root, and token q sees token k exactly when k lies on q's path, which in this order is
+`k <= q < stop[k]` with `stop[k]` one past the subtree of k's segment. Several trees fill one row; a token never sees
+another tree, because its path holds none of it. The rows need no padding and give every sequence the log-probabilities
+that it has alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
 
+MIN_SHARED = 16  # tokens; to share a shorter beginning costs more than to compute it twice
+
+Ints = np.ndarray  # of int64
+
 
 @dataclass(frozen=True, slots=True)
-class TokenTree:
-    """One tree. All lists have one entry a token, in depth-first order.
+class Segment:
+    """Places `start` to `end` of the row; its subtree ends at `stop`."""
 
-    `paths[i]` holds the places of the i-th continuation's tokens; the place before its first is `trunk - 1`.
+    start: int
+    end: int
+    stop: int
+
+    @property
+    def branches(self) -> bool:
+        return self.stop > self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Trees side by side, given to the model as one sequence of L tokens.
+
+    `members` says which of the planned sequences lie here, as (group, item); `paths` holds for each of them the places
+    of all its tokens.
     """
 
-    tokens: list[int]
-    parents: list[int]  # place of the token before it on its path; -1 at the root
-    positions: list[int]  # distance from the root
-    ends: list[int]  # one past the last place of its subtree
-    paths: list[list[int]]
-    trunk: int  # length of the prefix that all continuations share
+    tokens: Ints  # [L]
+    positions: Ints  # [L], distance from the root
+    segments: tuple[Segment, ...]  # in depth-first order
+    members: tuple[tuple[int, int], ...]
+    paths: tuple[Ints, ...]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -36,104 +57,153 @@ class TokenTree:
     @property
     def depth(self) -> int:
         """Length of the longest path, tokens."""
-        return max(self.positions) + 1
+        return int(self.positions.max()) + 1
 
-
-def build_tree(prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> TokenTree:
-    """The tree of `prefix` followed by each continuation; shared beginnings of continuations are merged too.
-
-    Args:
-        prefix: token ids, at least one.
-        continuations: token ids, each at least one.
-
-    Raises:
-        ValueError: the prefix or a continuation is empty.
-    """
-    if not prefix or not all(continuations):
-        raise ValueError("a tree needs a prefix and continuations of at least one token")
-    children: list[dict[int, int]] = [{} for _ in prefix]
-    tokens = list(prefix)
-    parents = list(range(-1, len(prefix) - 1))
-    raw_paths: list[list[int]] = []
-    for continuation in continuations:
-        node, path = len(prefix) - 1, []
-        for token in continuation:
-            if token not in children[node]:
-                children[node][token] = len(tokens)
-                tokens.append(token)
-                parents.append(node)
-                children.append({})
-            node = children[node][token]
-            path.append(node)
-        raw_paths.append(path)
-
-    order: list[int] = list(range(len(prefix)))  # node ids in depth-first order
-    stack = list(reversed(children[len(prefix) - 1].values()))
-    while stack:
-        node = stack.pop()
-        order.append(node)
-        stack.extend(reversed(children[node].values()))
-    place = {node: index for index, node in enumerate(order)}
-
-    laid_parents = [-1 if parents[node] < 0 else place[parents[node]] for node in order]
-    positions = [0] * len(order)
-    for index, parent in enumerate(laid_parents):
-        positions[index] = positions[parent] + 1 if parent >= 0 else 0
-    ends = list(range(1, len(order) + 1))
-    for index in range(len(order) - 1, 0, -1):
-        ends[laid_parents[index]] = max(ends[laid_parents[index]], ends[index])
-    paths = [[place[node] for node in path] for path in raw_paths]
-    return TokenTree([tokens[node] for node in order], laid_parents, positions, ends, paths, len(prefix))
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Trees side by side in one row of the model; `offsets[i]` is where the i-th begins."""
-
-    trees: list[TokenTree]
-    offsets: list[int]
-
-    def __len__(self) -> int:
-        return self.offsets[-1] + len(self.trees[-1])
-
-    def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """`input_ids` and `position_ids`, both of shape [1, L]."""
-        import torch
-
-        tokens = [token for tree in self.trees for token in tree.tokens]
-        positions = [position for tree in self.trees for position in tree.positions]
-        return torch.tensor([tokens], device=device), torch.tensor([positions], device=device)
+    def stops(self) -> Ints:
+        """[L]: for each token one past the last that may see it."""
+        return np.repeat([s.stop for s in self.segments], [s.end - s.start for s in self.segments])
 
     def mask(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         """Additive attention mask [1, 1, L, L]: 0 where row q may see column k, else the dtype's lowest value."""
         import torch
 
-        ends = [offset + end for tree, offset in zip(self.trees, self.offsets, strict=True) for end in tree.ends]
         place = torch.arange(len(self), device=device)
-        sees = (place[None, :] <= place[:, None]) & (place[:, None] < torch.tensor(ends, device=device)[None, :])
+        sees = (place[None, :] <= place[:, None]) & (place[:, None] < torch.as_tensor(self.stops(), device=device))
         mask = torch.full((len(self), len(self)), torch.finfo(dtype).min, dtype=dtype, device=device)
         return mask.masked_fill_(sees, 0.0)[None, None]
 
 
-def pack_rows(trees: Iterable[TokenTree], budget: int) -> list[Row]:
-    """Put the trees, in order, into rows of at most `budget` tokens; a longer tree gets a row of its own."""
-    rows: list[Row] = []
-    current: list[TokenTree] = []
+def pad_row(row: Row, multiple: int, token: int = 0) -> Row:
+    """The row with a tree of its own at the end that nobody reads, so that its length is a multiple of `multiple`."""
+    missing = -len(row) % multiple
+    if not missing:
+        return row
+    filler = Row(np.full(missing, token), np.arange(missing), (Segment(0, missing, missing),), (), ())
+    return _join([row, filler])
+
+
+def plan_rows(groups: Sequence[Sequence[Sequence[int]]], budget: int, min_shared: int = MIN_SHARED) -> list[Row]:
+    """Lay out all sequences as trees and fill rows with them, longest tree first, each into the first row with room.
+
+    Args:
+        groups: token ids; the sequences of a group (a pair, a ranked list) always end up in one row.
+        budget: tokens a row. A tree that is longer is split between its groups; a longer group gets a row of its own.
+        min_shared: tokens that sequences must share beyond their common ancestor to be merged.
+
+    Raises:
+        ValueError: a sequence is empty.
+    """
+    if not all(len(sequence) for group in groups for sequence in group):
+        raise ValueError("a sequence needs at least one token")
+    trees: list[Row] = []
+    for own in _same_tree(groups, min_shared):
+        trees += _fit(groups, own, budget, min_shared)
+    rows: list[list[Row]] = []
+    for tree in sorted(trees, key=len, reverse=True):
+        room = (row for row in rows if sum(map(len, row)) + len(tree) <= budget)
+        row = next(room, None)
+        if row is None:
+            rows.append([tree])
+        else:
+            row.append(tree)
+    return [_join(row) for row in rows]
+
+
+def _same_tree(groups: Sequence[Sequence[Sequence[int]]], min_shared: int) -> list[list[int]]:
+    """Group numbers, those together whose sequences share a beginning of `min_shared` tokens."""
+    together: dict[tuple[int, ...], int] = {}
+    leader = list(range(len(groups)))
+
+    def find(group: int) -> int:
+        while leader[group] != group:
+            group = leader[group]
+        return group
+
+    for number, group in enumerate(groups):
+        for sequence in group:
+            if len(sequence) >= min_shared:
+                first = together.setdefault(tuple(sequence[:min_shared]), number)
+                leader[find(number)] = find(first)
+    result: dict[int, list[int]] = {}
+    for number in range(len(groups)):
+        result.setdefault(find(number), []).append(number)
+    return list(result.values())
+
+
+def _fit(groups: Sequence[Sequence[Sequence[int]]], own: list[int], budget: int, min_shared: int) -> list[Row]:
+    """The trees of the groups `own`, halved until each fits the budget or holds one group."""
+    tree = _lay_out([(number, item, seq) for number in own for item, seq in enumerate(groups[number])], min_shared)
+    if len(tree) <= budget or len(own) == 1:
+        return [tree]
+    by_content = sorted(own, key=lambda number: list(groups[number][0]))  # those of one prompt stay together
+    half = len(own) // 2
+    return [row for part in (by_content[:half], by_content[half:]) for row in _fit(groups, part, budget, min_shared)]
+
+
+def _lay_out(sequences: list[tuple[int, int, Sequence[int]]], min_shared: int) -> Row:
+    """One row of all the sequences, given as (group, item, token ids)."""
+    order = sorted((list(ids), group, item) for group, item, ids in sequences)
+    arrays = [np.asarray(ids) for ids, _, _ in order]
+    shared = [0] + [_common(a, b) for a, b in pairwise(arrays)]
+    pieces: list[Ints] = []
+    starts: list[tuple[int, int]] = []  # (depth, length) of each segment
+    stops: list[int] = []
+    ancestors: list[list[int]] = [[] for _ in arrays]
     used = 0
-    for tree in trees:
-        if current and used + len(tree) > budget:
-            rows.append(_row(current))
-            current, used = [], 0
-        current.append(tree)
-        used += len(tree)
-    if current:
-        rows.append(_row(current))
-    return rows
+
+    def grow(low: int, high: int, depth: int) -> None:
+        nonlocal used
+        common = min(shared[low + 1 : high], default=len(arrays[low]))
+        cuts = [low, *(i for i in range(low + 1, high) if shared[i] == common), high]
+        number = len(pieces)
+        merge = common > depth and (high == low + 1 or common - depth >= min_shared)
+        if merge:
+            pieces.append(arrays[low][depth:common])
+            starts.append((depth, common - depth))
+            stops.append(0)
+            used += common - depth
+            for member in range(low, high):
+                ancestors[member].append(number)
+            depth = common
+        if high > low + 1:
+            for one, two in pairwise(cuts):
+                grow(one, two, depth)
+        if merge:
+            stops[number] = used
+
+    grow(0, len(arrays), 0)
+    places, segments, place = [], [], 0
+    for (_, length), stop in zip(starts, stops, strict=True):
+        places.append(np.arange(place, place + length))
+        segments.append(Segment(place, place + length, stop))
+        place += length
+    return Row(
+        tokens=np.concatenate(pieces).astype(np.int64),
+        positions=np.concatenate([np.arange(depth, depth + length) for depth, length in starts]),
+        segments=tuple(segments),
+        members=tuple((group, item) for _, group, item in order),
+        paths=tuple(np.concatenate([places[number] for number in path]) for path in ancestors),
+    )
 
 
-def _row(trees: list[TokenTree]) -> Row:
-    offsets, place = [], 0
-    for tree in trees:
-        offsets.append(place)
-        place += len(tree)
-    return Row(trees, offsets)
+def _common(one: Ints, two: Ints) -> int:
+    length = min(len(one), len(two))
+    differs = one[:length] != two[:length]
+    return int(differs.argmax()) if differs.any() else length
+
+
+def _join(trees: list[Row]) -> Row:
+    if len(trees) == 1:
+        return trees[0]
+    offsets = np.cumsum([0, *map(len, trees)])
+    return Row(
+        tokens=np.concatenate([tree.tokens for tree in trees]),
+        positions=np.concatenate([tree.positions for tree in trees]),
+        segments=tuple(
+            Segment(s.start + offset, s.end + offset, s.stop + offset)
+            for tree, offset in zip(trees, offsets.tolist(), strict=False)
+            for s in tree.segments
+        ),
+        members=tuple(member for tree in trees for member in tree.members),
+        paths=tuple(path + offset for tree, offset in zip(trees, offsets, strict=False) for path in tree.paths),
+    )

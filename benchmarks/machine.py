@@ -1,0 +1,80 @@
+"""What a figure needs beside it: the machine, the versions, and whether the machine was quiet."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "demeanor")
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory, operating system, versions."""
+    import torch
+
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "")
+    flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in info.split()]
+    found: dict[str, Any] = {
+        "processor": model or platform.processor(),
+        "instructions": flags,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def matrix_rate(dtype: Any, size: int = 2048, seconds: float = 0.6) -> float:
+    """GFLOP/s of a square product: the median over products for about so many seconds."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times: list[float] = []
+    torch.mm(a, b)
+    while sum(times) < seconds:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        torch.mm(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return float(2 * size**3 / statistics.median(times) / 1e9)
+
+
+class PeakMemory:
+    """The highest resident size (bytes) of this process since the object was made; on CUDA that of the device."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.cuda = torch.cuda.is_available()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+            self.start = _status("VmRSS")
+
+    def above_start(self) -> int:
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
+        return int(peak - self.start)
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {name} in /proc/self/status")

@@ -1,0 +1,86 @@
+"""What happens between training steps: checkpoints that are whole, live figures, a stop after a step.
+
+Only transformers' trainer is known here; what touches TRL is in `dpo.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+COMPLETE = "complete.json"  # written into a checkpoint last; one without it was cut short and is not resumed from
+
+
+def last_checkpoint(checkpoints: Path, key: str) -> Path | None:
+    """The newest complete checkpoint of a training with the inputs `key`; all others are removed."""
+    good: dict[int, Path] = {}
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            marker = json.loads((folder / COMPLETE).read_text("utf-8"))
+        except (OSError, ValueError):
+            marker = {}
+        if marker.get("key") == key:
+            good[int(marker["step"])] = folder
+        else:
+            shutil.rmtree(folder)
+    return good[max(good)] if good else None
+
+
+class MarkComplete(TrainerCallback):
+    """Writes the marker into each checkpoint once all else of it is on disk."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        aside = folder / f".{COMPLETE}"
+        aside.write_text(json.dumps({"key": self.key, "step": state.global_step}), "utf-8")
+        aside.replace(folder / COMPLETE)
+
+
+class Watch(TrainerCallback):
+    """Reports each step and each log, warns once of likelihood displacement, and stops after a step when asked.
+
+    Args:
+        beta: rewards are divided by it to give changes of log p in nats.
+        advance: called with the number of steps done, then of all.
+        report: called with each log's figures.
+        say: called with a warning.
+        stop: asked after each step; True saves a checkpoint and ends the training.
+    """
+
+    PATIENCE = 5  # logs in a row before the warning
+
+    def __init__(
+        self,
+        beta: float,
+        advance: Callable[[int, int], None],
+        report: Callable[[dict[str, float]], None],
+        say: Callable[[str], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self.beta, self.advance, self.report, self.say, self.stop = beta, advance, report, say, stop
+        self.falling = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.advance(state.global_step, state.max_steps)
+        if self.stop() and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "rewards/chosen" not in logs:
+            return
+        self.report(logs)
+        change = float(logs["rewards/chosen"]) / self.beta
+        self.falling = self.falling + 1 if change < -1.0 and float(logs["rewards/margins"]) > 0 else 0
+        if self.falling == self.PATIENCE:
+            self.say(
+                f"the chosen replies become less likely (now {change:+.1f} nats) while the margin grows: likelihood "
+                "displacement; training.sft_weight (0.1 to 1) holds them up"
+            )

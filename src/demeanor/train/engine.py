@@ -1,0 +1,107 @@
+"""The engine: token log-probabilities of a padded batch, computed on prefix trees.
+
+A batch comes in as TRL lays it out (input_ids [2B, L], the chosen replies first) and goes out as TRL wants it (one
+value for each next token, [2B, L - 1]). In between, the sequences become trees (`tree.py`), the trees fill rows, and
+each row goes through the model once; only the places before a reply's tokens go through the language-model head
+(`head.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from demeanor.train.attention import NAME, TreeAttention, register
+from demeanor.train.head import TokenScores, score_tokens
+from demeanor.train.tree import Row, pad_row, plan_rows
+
+ROW_BUDGET = 2048  # tokens a row
+MULTIPLE = 64  # of which a row's length, and the number of places read, are multiples: few shapes, few kernels to make
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A padded batch as rows. `pairs[r]` are the numbers of the pairs that lie in row r."""
+
+    rows: list[Row]
+    pairs: list[list[int]]
+
+
+class TreeEngine:
+    """Scores padded batches of pairs with one model.
+
+    Args:
+        model: a causal language model of transformers, without its PEFT wrapper; its attention is switched to the tree
+            attention, which is "sdpa" for everybody else.
+        row_budget: tokens a row.
+    """
+
+    def __init__(self, model: Any, row_budget: int = ROW_BUDGET) -> None:
+        register()
+        model.set_attn_implementation(NAME)
+        self.model = model
+        self.row_budget = row_budget
+        self.kind: str | None = None  # of attention, instead of what suits the row
+        self.last_calls = 0  # layers that asked for the last row's tree
+        self._last: tuple[torch.Tensor, Batch] | None = None
+
+    def plan(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Batch:
+        """The rows of a padded batch [2B, L] whose rows i and i + B are a pair."""
+        if self._last is not None and self._last[0] is input_ids:
+            return self._last[1]
+        lengths = attention_mask.sum(dim=1).tolist()
+        ids = input_ids.cpu().numpy()
+        sequences = [ids[i, :length].tolist() for i, length in enumerate(lengths)]
+        half = len(sequences) // 2
+        rows = plan_rows([(sequences[i], sequences[i + half]) for i in range(half)], self.row_budget)
+        batch = Batch(rows, [sorted({group for group, _ in row.members}) for row in rows])
+        self._last = (input_ids, batch)
+        return batch
+
+    def score(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> TokenScores:
+        """Scores of each label at its place, [2B, L - 1]; 0 where the label is -100."""
+        batch = self.plan(input_ids, attention_mask)
+        half = len(input_ids) // 2
+        wanted = labels[:, 1:] != -100
+        found, where = [], []
+        for row in batch.rows:
+            places, targets, cells = [], [], []
+            for (group, item), path in zip(row.members, row.paths, strict=True):
+                number = group + item * half
+                at = wanted[number].nonzero()[:, 0].cpu().numpy()
+                places.append(path[at])
+                targets.append(row.tokens[path[at + 1]])
+                cells.append(number * wanted.shape[1] + at)
+            found.append(self._score_row(row, np.concatenate(places), np.concatenate(targets)))
+            where.append(np.concatenate(cells))
+        index = torch.as_tensor(np.concatenate(where), device=input_ids.device)
+
+        def spread(name: str) -> torch.Tensor:
+            values = torch.cat([getattr(scores, name) for scores in found])
+            flat = values.new_zeros(wanted.numel())
+            return flat.index_put((index,), values).view(wanted.shape)
+
+        return TokenScores(**{field.name: spread(field.name) for field in fields(TokenScores)})
+
+    def _score_row(self, row: Row, places: np.ndarray, targets: np.ndarray) -> TokenScores:
+        device = self.model.get_input_embeddings().weight.device
+        num, row = len(places), pad_row(row, MULTIPLE)
+        places, targets = (np.pad(x, (0, -num % MULTIPLE), mode="edge") for x in (places, targets))
+        keep, index = (torch.as_tensor(x, device=device) for x in np.unique(places, return_inverse=True))
+        tree = TreeAttention(row, device, self.kind, keep)
+        hidden = self.model.base_model(
+            input_ids=torch.as_tensor(row.tokens, device=device)[None],
+            position_ids=torch.as_tensor(row.positions, device=device)[None],
+            attention_mask=tree.no_mask if tree.kind != "dense" else tree.mask(torch.float32),
+            use_cache=False,
+            tree=tree,
+        ).last_hidden_state[0]
+        self.last_calls = tree.calls
+        if len(hidden) == len(row):  # no layer has left out what is not read
+            hidden = hidden.index_select(0, keep)
+        head = self.model.get_output_embeddings()
+        scores = score_tokens(hidden.index_select(0, index), head, torch.as_tensor(targets, device=device))
+        return TokenScores(**{field.name: getattr(scores, field.name)[:num] for field in fields(TokenScores)})
