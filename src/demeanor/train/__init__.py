@@ -102,7 +102,7 @@ def train_adapter(
         bf16=bf16,
         gradient_checkpointing=checkpointing,
         callbacks=[
-            callbacks.Watch(settings.beta, advance, report, say, stopper.asked),
+            callbacks.Watch(settings.beta, settings.sft_weight, advance, report, say, stopper.asked),
             callbacks.MarkComplete(key),
         ],
         cache=lambda layout: ReferenceCache(

@@ -208,7 +208,7 @@ class _ByKeyHead:
         self.q, self.grad = (x.float().reshape(heads, -1, *x.shape[1:]) for x in (q, grad))  # [H_kv, G, L, D]
         self.lse, self.delta = (x.reshape(heads, -1, x.shape[1], 1) for x in (lse, delta))  # [H_kv, G, L, 1]
         self.k, self.v, self.scale = k.float(), v.float(), scale  # [H_kv, L, D]
-        self.q *= scale
+        self.q = self.q * scale  # not in place: in float32 it is the caller's
         self.dq = torch.zeros_like(self.q)
         self.dk, self.dv = torch.zeros_like(self.k), torch.zeros_like(self.v)
 

@@ -49,6 +49,7 @@ class Watch(TrainerCallback):
 
     Args:
         beta: rewards are divided by it to give changes of log p in nats.
+        sft_weight: what holds the chosen replies up already.
         advance: called with the number of steps done, then of all.
         report: called with each log's figures.
         say: called with a warning.
@@ -60,13 +61,14 @@ class Watch(TrainerCallback):
     def __init__(
         self,
         beta: float,
+        sft_weight: float,
         advance: Callable[[int, int], None],
         report: Callable[[dict[str, float]], None],
         say: Callable[[str], None],
         stop: Callable[[], bool],
     ) -> None:
         self.beta, self.advance, self.report, self.say, self.stop = beta, advance, report, say, stop
-        self.falling = 0
+        self.sft_weight, self.falling, self.warned = sft_weight, 0, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.advance(state.global_step, state.max_steps)
@@ -79,8 +81,10 @@ class Watch(TrainerCallback):
         self.report(logs)
         change = float(logs["rewards/chosen"]) / self.beta
         self.falling = self.falling + 1 if change < -1.0 and float(logs["rewards/margins"]) > 0 else 0
-        if self.falling == self.PATIENCE:
+        if self.falling == self.PATIENCE and not self.warned:
+            self.warned = True
+            remedy = "a larger" if self.sft_weight else "0.1 to 1 of"
             self.say(
-                f"the chosen replies become less likely (now {change:+.1f} nats) while the margin grows: likelihood "
-                "displacement; training.sft_weight (0.1 to 1) holds them up"
+                f"the chosen replies become less likely as a whole (now {change:+.1f} nats) while the margin grows: "
+                f"likelihood displacement; {remedy} training.sft_weight holds them up"
             )

@@ -93,10 +93,7 @@ class PairTrainer(DPOTrainer):
             return "a mixture of experts has a loss of its own for each padded token"
         if any(parameter.requires_grad for parameter in base.get_output_embeddings().parameters()):
             return "the language-model head is trained"
-        if any(getattr(module, "attention_dropout", 0.0) for module in base.modules()) or any(
-            isinstance(module, torch.nn.Dropout) and module.p and "lora_dropout" not in name
-            for name, module in base.named_modules()
-        ):
+        if any(_drops(name, module) for name, module in base.named_modules()):
             return "the model has dropout"
         if any(config.is_prompt_learning for config in getattr(self.model, "peft_config", {}).values()):
             return "the adapter adds tokens"
@@ -307,6 +304,11 @@ class PairTrainer(DPOTrainer):
             batch = self._collate(rows)
             chosen, rejected = self._token_logps(self.model, batch).sum(dim=1).chunk(2)
             ref_chosen, ref_rejected = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+            if "ref_chosen_logps" in batch:  # and what is stored is what is computed
+                stored = batch["ref_chosen_logps"] - batch["ref_rejected_logps"]
+                num_tokens = batch["completion_mask"].sum(dim=1).float().chunk(2)
+                if not bool(((stored - (ref_chosen - ref_rejected)).abs() <= self._tolerance * sum(num_tokens)).all()):
+                    raise StageError("the stored reference is not the model's: nothing was done")
         finally:
             self.ld_alpha = self.data_collator.ld_alpha = ld_alpha
         margins: list[float] = ((chosen - rejected) - (ref_chosen - ref_rejected)).float().tolist()
@@ -364,6 +366,13 @@ def _install(model: Any) -> TreeEngine:
 
     model.forward = forward
     return engine
+
+
+def _drops(name: str, module: Any) -> bool:
+    """Whether a module of the model itself drops values in training: as a layer, or by a rate that it keeps."""
+    if isinstance(module, torch.nn.Dropout):
+        return bool(module.p) and "lora_dropout" not in name
+    return any("dropout" in key and isinstance(value, float) and value > 0 for key, value in vars(module).items())
 
 
 def _num_tokens(pair: TokenizedPair) -> int:
