@@ -463,3 +463,19 @@ def test_a_damaged_file_does_not_stop_a_training(bench: Bench) -> None:
     table.write_bytes(b"no database " * 1000)
     assert bench.train()[0] == [counted(0, 6)]
     assert bench.train()[0] == [counted(6, 0)]
+
+
+def test_a_folder_that_cannot_be_written_costs_the_cache_and_not_the_run(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    monkeypatch.setenv("DEMEANOR_CACHE", str(in_the_way / "below"))
+    source, contract = find_model(str(llama)), contract_of()
+    said: list[str] = []
+    train_adapter(
+        source, load_tokenizer(source, contract), make_pairs(4), contract,
+        checkpoints=tmp_path / "checkpoints", out=tmp_path / "adapter", key="k", say=said.append,
+    )  # fmt: skip
+    assert any(line.startswith("reference: not kept for later runs") and "DEMEANOR_CACHE" in line for line in said)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()

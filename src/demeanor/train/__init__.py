@@ -88,6 +88,15 @@ def train_adapter(
         say("memory: the estimate exceeds what is free; a smaller per_device_train_batch_size or max_length needs less")
     learning_rate = settings.learning_rate or default_learning_rate(base)
     reference = load_model(source, contract) if settings.reference == "copy" else None
+
+    def cache(layout: str) -> ReferenceCache | None:
+        device = f"{base.device.type} {base.dtype} {layout}"
+        try:
+            return ReferenceCache(reference_key(source.fingerprint, tokenizer.chat_template, bf16=bf16, device=device))
+        except StageError as error:
+            say(f"reference: not kept for later runs; {error}")
+            return None
+
     stopper = _Stopper()
     set_up = time.time()
     trainer = dpo.make_trainer(
@@ -105,14 +114,7 @@ def train_adapter(
             callbacks.Watch(settings.beta, settings.sft_weight, advance, report, say, stopper.asked),
             callbacks.MarkComplete(key),
         ],
-        cache=lambda layout: ReferenceCache(
-            reference_key(
-                source.fingerprint,
-                tokenizer.chat_template,
-                bf16=bf16,
-                device=f"{base.device.type} {base.dtype} {layout}",
-            )
-        ),
+        cache=cache,
         say=say,
     )
     reference_seconds = time.time() - set_up if settings.reference == "precomputed" else 0.0

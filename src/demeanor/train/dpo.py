@@ -58,7 +58,7 @@ class PairTrainer(DPOTrainer):
         self,
         *args: Any,
         trees: bool = True,
-        cache: Callable[[str], ReferenceCache] | None = None,
+        cache: Callable[[str], ReferenceCache | None] | None = None,
         say: Callable[[str], None] = lambda line: None,
         **options: Any,
     ) -> None:
@@ -408,7 +408,7 @@ def make_trainer(
     bf16: bool,
     gradient_checkpointing: bool,
     callbacks: list[TrainerCallback],
-    cache: Callable[[str], ReferenceCache] | None = None,
+    cache: Callable[[str], ReferenceCache | None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> PairTrainer:
     """A trainer that is ready to train.
