@@ -1,4 +1,4 @@
-"""Everything that touches TRL: our pairs under TRL's DPOTrainer, a PEFT adapter, the reference, checkpoints.
+"""Everything that touches TRL: our pairs and the prefix-tree engine under TRL's DPOTrainer, and the reference.
 
 The pairs arrive as token ids (`tokens.py`), so TRL neither applies a template nor truncates. TRL's losses, options,
 logging and Accelerate stay as they are. The implicit reward of a reply is beta (log p_policy - log p_reference), the
@@ -488,7 +488,8 @@ def make_arguments(contract: Contract, checkpoints: Path, **decided: Any) -> DPO
 def check_step0(trainer: PairTrainer, *, bf16: bool) -> float:
     """Refuse to train when policy and reference differ before the first step. Returns the largest margin, nats.
 
-    The tolerance covers only that a precomputed or merged reference is added up in another order.
+    Both sides go through the same rows here, so the margin is exactly 0; the tolerance covers only a second model into
+    which a starting adapter was merged, which adds up in another order. A stored reference must agree too.
 
     Raises:
         StageError: a margin is not 0.
