@@ -44,7 +44,13 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         shape = {**SHAPES["25m"], "vocab_size": job["vocabulary"]}
         LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=8192, pad_token_id=0)).save_pretrained(model)
         load_tokenizer(find_model("starter"), build_contract({"data": {"pairs": "-"}})).save_pretrained(model)
-    training = {"per_device_train_batch_size": 8, "beta": job["beta"], "bf16": True, "max_length": LONG_TOKENS}
+    training = {
+        "per_device_train_batch_size": 8,
+        "beta": job["beta"],
+        "bf16": True,
+        "max_length": LONG_TOKENS,
+        "compile": True,
+    }
     contract = build_contract({"model": str(model), "data": {"pairs": "-"}, "training": training})
     source = find_model(str(model))
     pairs = [TokenizedPair(str(n), **row) for n, row in enumerate(json.loads(Path(job["pairs"]).read_text()))]

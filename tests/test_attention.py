@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from demeanor.train.attention import TreeAttention, block_mask, choose_kind, tree_attention_forward
+from demeanor.train import attention
+from demeanor.train.attention import TreeAttention, block_mask, choose_kind, plan_parts, tree_attention_forward
 from demeanor.train.tree import Row, plan_rows
 
 CPU = torch.device("cpu")
@@ -26,11 +27,18 @@ def make_row(seed: int) -> Row:
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2), (3, 1)])
+@pytest.mark.parametrize("masked", [0, 10_000])
 @pytest.mark.parametrize("seed", range(3))
-def test_segments_equal_the_dense_mask_forward_and_backward(seed: int, heads: tuple[int, int]) -> None:
+def test_segments_equal_the_dense_mask_forward_and_backward(
+    seed: int, masked: int, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(seed)
+    monkeypatch.setattr(attention, "MASKED", masked)
     row = make_row(seed)
     assert any(segment.branches for segment in row.segments)
+    parts = plan_parts(row)
+    assert any(part.mask is not None for part in parts) == (masked > 0)
+    assert any(not part.first for part in parts) == (masked < 10_000)
     q, k, v = (torch.randn(1, h, len(row), 32, requires_grad=True) for h in (heads[0], heads[1], heads[1]))
     weight = torch.randn(1, len(row), heads[0], 32)
     results = []
@@ -67,8 +75,9 @@ def test_flex_attention_gives_the_dense_numbers_on_a_cpu() -> None:
 
 def test_the_kind_follows_the_device_and_the_shape() -> None:
     long = plan_rows([[[1] * 100 + [2] * 50, [1] * 100 + [3] * 50]], 1000)[0]
-    bushy = plan_rows([[[1] * 20 + [n] * 3 for n in range(2, 30)]], 1000)[0]
-    assert choose_kind(long, CPU) == "segments"
+    small = plan_rows([[[1] * 20 + [n] * 3 for n in range(2, 30)]], 1000)[0]
+    bushy = plan_rows([[[1] * 20 + [n] * 3 for n in range(2, 200)]], 1000)[0]
+    assert choose_kind(long, CPU) == choose_kind(small, CPU) == "segments"
     assert choose_kind(bushy, CPU) == "dense"
     assert choose_kind(long, torch.device("cuda")) == "flex"
     assert choose_kind(long, torch.device("mps")) == "dense"

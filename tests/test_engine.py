@@ -23,7 +23,8 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from demeanor.starter import starter_file
-from demeanor.train.attention import choose_kind
+from demeanor.train import elementwise
+from demeanor.train.attention import choose_kind, plan_parts
 from demeanor.train.dpo import PROVEN_ON, PairCollator, PairTrainer
 from demeanor.train.engine import TreeEngine
 from demeanor.train.reference import ReferenceCache
@@ -397,18 +398,24 @@ def test_these_are_all_losses_of_trl() -> None:
 # --- log-probabilities and gradients
 
 
-def test_the_pairs_below_reach_both_kernels_and_share_what_they_say() -> None:
-    kinds = {}
+def test_the_pairs_below_reach_each_way_of_the_kernel_and_share_what_they_say() -> None:
+    masked, whole, merged = set(), set(), set()
     for name, rows_of in DATA.items():
         rows = rows_of()
         assert len(rows) == NUM_PAIRS
         batch = PairCollator(0, None, None)(rows)
         engine = TreeEngine(tiny("llama"))
         (row,) = engine.plan(batch["input_ids"], batch["attention_mask"]).rows
-        kinds[name] = choose_kind(row, torch.device("cpu"))
         alone = sum(len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows)
         assert (len(row) < alone) == (name in ("system", "turns", "alike", "mixed")), name
-    assert kinds["short"] == "dense" and kinds["separate"] == kinds["system"] == kinds["turns"] == "segments", kinds
+        assert choose_kind(row, torch.device("cpu")) == "segments"
+        for part in plan_parts(row):
+            (masked if part.mask is not None else whole if part.first else merged).add(name)
+    assert masked >= {"separate", "turns", "mixed"} and whole >= {"short"} and merged >= {"system"}, (
+        masked,
+        whole,
+        merged,
+    )
 
 
 SHAPES = ("llama", "qwen3", "gemma", "mistral")
@@ -430,6 +437,16 @@ SHAPES = ("llama", "qwen3", "gemma", "mistral")
 def test_logps_and_gradients_are_trls(make: Maker, family: str, targets: Any, data: str) -> None:
     trl = compare(make, DATA[data](), lambda: tiny(family), targets=targets)
     assert abs(trl.logs["rewards/margins"]) > 1e-4  # the adapter is not 0: policy and reference differ
+
+
+@pytest.mark.skipif(not elementwise._has_compiler(), reason="no C++ compiler")
+@pytest.mark.parametrize("family", [pytest.param("qwen3", marks=pytest.mark.slow), "gemma"])
+def test_compiled_arithmetic_changes_none_of_it(make: Maker, family: str) -> None:
+    assert elementwise.compile_all() is None
+    try:
+        compare(make, mixed(), lambda: tiny(family))
+    finally:
+        elementwise.compile_none()
 
 
 def test_small_rows_cut_every_batch_but_the_short_one(make: Maker) -> None:

@@ -223,6 +223,9 @@ class Training(_Base):
         None, description="default: where the machine has it and the model is large enough to gain"
     )
     gradient_checkpointing: bool | None = Field(None, description="default: only when the memory estimate asks for it")
+    compile: bool | None = Field(
+        None, description="let torch.compile fuse the engine's arithmetic; default: in a long training on a CPU"
+    )
     attn_implementation: str | None = Field(None, description="default: flash_attention_2 when installed, else sdpa")
     seed: int = Field(0, ge=0, lt=2**32, description="of the data order and the adapter's start")
 

@@ -33,6 +33,11 @@ class TokenizedPair:
     rejected_ids: list[int]
     turns_cut: int = 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to compute for the pair alone: its prompt once, and both replies."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
 
 @dataclass(slots=True)
 class Tokenizer:

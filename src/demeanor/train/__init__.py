@@ -56,7 +56,7 @@ def train_adapter(
         raise InputError("there is no pair to train on")
     from transformers.utils.logging import disable_progress_bar
 
-    from demeanor.train import adapter, callbacks, dpo
+    from demeanor.train import adapter, callbacks, dpo, elementwise
     from demeanor.train.memory import estimate_memory
     from demeanor.train.reference import ReferenceCache, reference_key
 
@@ -97,8 +97,12 @@ def train_adapter(
             say(f"reference: not kept for later runs; {error}")
             return None
 
+    compiled = settings.compile
+    if compiled is None:
+        shape = base.config.get_text_config()
+        num_tokens = sum(p.num_tokens for p in pairs) * (settings.num_train_epochs + 1)  # once more for the reference
+        compiled = elementwise.worth_compiling(shape.num_hidden_layers, shape.hidden_size, num_tokens, base.device.type)
     stopper = _Stopper()
-    set_up = time.time()
     trainer = dpo.make_trainer(
         policy,
         config,
@@ -110,6 +114,7 @@ def train_adapter(
         learning_rate=learning_rate,
         bf16=bf16,
         gradient_checkpointing=checkpointing,
+        compiled=compiled,
         callbacks=[
             callbacks.Watch(settings.beta, settings.sft_weight, advance, report, say, stopper.asked),
             callbacks.MarkComplete(key),
@@ -117,14 +122,16 @@ def train_adapter(
         cache=cache,
         say=say,
     )
-    reference_seconds = time.time() - set_up if settings.reference == "precomputed" else 0.0
     step0 = dpo.check_step0(trainer, bf16=bf16)
     checkpoint = callbacks.last_checkpoint(checkpoints, key)
     if checkpoint is not None:
         say(f"resumed from {checkpoint.name}")
     started = time.time()
-    with stopper.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with stopper.listening():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        elementwise.compile_none()  # what is measured from here on is computed as it was before
     state = trainer.state
     if stopper.asked() and state.global_step < state.max_steps:
         raise Interrupted(f"stopped after step {state.global_step} of {state.max_steps}; the checkpoint is kept")
@@ -140,7 +147,7 @@ def train_adapter(
         "memory_bytes": memory.to_json(),
         "engine": "tree" if trainer.engine else "padded",
         "reference": settings.reference,
-        "reference_seconds": round(reference_seconds, 2),
+        "reference_seconds": round(trainer.reference_seconds, 2),
         "step0_margin_nats": step0,
         "num_pairs": len(pairs),
         "num_trainable": sum(p.numel() for p in policy.parameters() if p.requires_grad),
@@ -185,7 +192,7 @@ def tokens_at_a_time(pairs: list[TokenizedPair], batch: int, *, trees: bool) -> 
         return 2 * batch * max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
     from demeanor.train.engine import ROW_BUDGET
 
-    longest = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    longest = max(p.num_tokens for p in pairs)
     return min(batch * longest, max(ROW_BUDGET, longest))
 
 

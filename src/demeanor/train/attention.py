@@ -2,10 +2,11 @@
 
 A forward pass that is given `tree=TreeAttention(row)` gets, by what the machine has,
 
-- on a CPU: one call of the flash kernel for each segment with itself (causal), and one for each segment that branches
-  with all that lies below it (no mask). The parts are put together by their log-sum-exp: with o_i, l_i the output and
-  log-sum-exp of part i, l = log sum exp l_i and o = sum exp(l_i - l) o_i. The backward pass goes part by part too, with
-  the whole's o and l, as in ring attention (Liu et al. 2023). No mask is built and no invisible key is looked at.
+- on a CPU: one call of the flash kernel with a small mask for each tree of up to 256 tokens. A longer tree takes one
+  call for each segment with itself (causal), and one for each segment that branches with all that lies below it (no
+  mask), so that no invisible key is looked at. These parts are put together by their log-sum-exp: with o_i, l_i the
+  output and log-sum-exp of part i, l = log sum exp l_i and o = sum exp(l_i - l) o_i. The backward pass goes part by
+  part too, with the whole's o and l, as in ring attention (Liu et al. 2023).
 - on CUDA: FlexAttention with a block mask, compiled once for all lengths.
 - else, or where a row has many tiny segments: the plain kernel with a dense mask.
 
@@ -14,6 +15,8 @@ Without `tree` it is transformers' "sdpa".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -22,12 +25,23 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from demeanor.train.tree import Row, Segment
+from demeanor.train.tree import Row, Segment, additive_mask
 
 NAME = "tree"
+MASKED = 256  # tokens; to look at invisible keys in a tree up to this size costs less than more calls of a kernel
 SMALL_SEGMENT = 24  # tokens on average; below, the calls of a kernel for each segment cost more than a dense mask
-BLOCK = 128  # queries whose scores are held at a time in the backward pass
 DENSE_LIMIT = 2048  # tokens; no dense mask for a longer row
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one call of the CPU's kernel computes: attention of the places `queries` to the places `keys`."""
+
+    queries: slice
+    keys: slice
+    first: bool  # nothing has been computed for these queries yet
+    causal: bool
+    mask: torch.Tensor | None = None  # additive, float32
 
 
 class TreeAttention:
@@ -44,6 +58,7 @@ class TreeAttention:
         self.row = row
         self.device = device
         self.keep = keep
+        self.pruned = False  # the last layer has done so
         self.calls = 0  # of layers that asked for it
         self.kind = kind or choose_kind(row, device)
         self._masks: dict[torch.dtype, torch.Tensor] = {}
@@ -52,6 +67,10 @@ class TreeAttention:
         if dtype not in self._masks:
             self._masks[dtype] = self.row.mask(dtype, self.device)
         return self._masks[dtype]
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        return plan_parts(self.row)
 
     @cached_property
     def block_mask(self) -> Any:
@@ -66,8 +85,32 @@ class TreeAttention:
 def choose_kind(row: Row, device: torch.device) -> str:
     """`segments`, `flex` or `dense`, by the device and the row's shape."""
     kind = main_kind(device)
-    bushy = len(row) < SMALL_SEGMENT * len(row.segments)
+    large = [tree for tree in row.trees() if _size(tree) > MASKED]
+    bushy = sum(map(_size, large)) < SMALL_SEGMENT * sum(map(len, large))
     return "dense" if kind == "segments" and bushy and len(row) <= DENSE_LIMIT else kind
+
+
+def plan_parts(row: Row) -> tuple[Part, ...]:
+    """The calls that compute the attention of a row, those that come first for their queries before the others."""
+    parts: list[Part] = []
+    stops = row.stops()
+    for tree in row.trees():
+        whole = slice(tree[0].start, tree[0].stop)
+        if len(tree) == 1:
+            parts.append(Part(whole, whole, first=True, causal=True))
+        elif _size(tree) <= MASKED:
+            mask = additive_mask(stops[whole] - whole.start, torch.float32)
+            parts.append(Part(whole, whole, first=True, causal=False, mask=mask))
+        else:
+            own = [slice(s.start, s.end) for s in tree]
+            parts += [Part(place, place, first=True, causal=True) for place in own]
+            below = [(slice(s.end, s.stop), place) for s, place in zip(tree, own, strict=True) if s.branches]
+            parts += [Part(queries, keys, first=False, causal=False) for queries, keys in below]
+    return tuple(parts)
+
+
+def _size(tree: Sequence[Segment]) -> int:
+    return tree[0].stop - tree[0].start
 
 
 def main_kind(device: torch.device) -> str:
@@ -120,7 +163,7 @@ def tree_attention_forward(
     if tree.kind == "segments":
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         apply: Any = SegmentAttention.apply
-        return apply(query, key, value, tree.row.segments, scale), None
+        return apply(query, key, value, tree.parts, scale), None
     grouped = query.shape[1] != key.shape[1]
     if tree.kind == "flex":
         attend = _compiled_flex() if query.is_cuda else _flex()
@@ -145,92 +188,50 @@ def _compiled_flex() -> Any:
 
 
 class SegmentAttention(torch.autograd.Function):
-    """Exact attention of one row, segment by segment: [1, H, L, D] and [1, H_kv, L, D] -> [1, L, H, D]."""
+    """Exact attention of one row, part by part: [1, H, L, D] and [1, H_kv, L, D] -> [1, L, H, D].
+
+    The backward pass is in float32: with bfloat16 the kernel takes longer on trees of some hundred tokens.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: tuple[Segment, ...], scale: float
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, parts: tuple[Part, ...], scale: float
     ) -> torch.Tensor:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         _, heads, length, width = q.shape
         out = q.new_empty(1, length, heads, width).transpose(1, 2)
         lse = q.new_empty(1, length, heads, dtype=torch.float32).transpose(1, 2)
-        for a, b in ((s.start, s.end) for s in segments):
-            own, own_lse = flash(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], 0.0, True, scale=scale)
-            out[:, :, a:b], lse[:, :, a:b] = own, own_lse
-        for a, b, stop in ((s.start, s.end, s.stop) for s in segments if s.branches):
-            part, part_lse = flash(q[:, :, b:stop], k[:, :, a:b], v[:, :, a:b], 0.0, False, scale=scale)
-            old, old_lse = out[:, :, b:stop], lse[:, :, b:stop]
-            new_lse = torch.logaddexp(old_lse, part_lse)
-            share = (part_lse - new_lse).exp_()[..., None]
-            out[:, :, b:stop] = torch.lerp(old.float(), part.float(), share)
-            lse[:, :, b:stop] = new_lse
+        for part in parts:
+            one, two = part.queries, part.keys
+            new, new_lse = flash(
+                q[:, :, one], k[:, :, two], v[:, :, two], 0.0, part.causal, attn_mask=part.mask, scale=scale
+            )
+            if not part.first:
+                old, old_lse, own_lse = out[:, :, one], lse[:, :, one], new_lse
+                new_lse = torch.logaddexp(old_lse, own_lse)
+                new = torch.lerp(old.float(), new.float(), (own_lse - new_lse).exp_()[..., None])
+            out[:, :, one], lse[:, :, one] = new, new_lse
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.segments, ctx.scale = segments, scale
+        ctx.parts, ctx.scale = parts, scale
         return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        grad = grad.transpose(1, 2)
-        delta = (grad.float() * out.float()).sum(dim=-1)
-        parts = _ByKeyHead(q[0], k[0], v[0], grad[0], lse[0], delta[0], ctx.scale)
-        for s in ctx.segments:
-            for a in range(s.start, s.end, BLOCK):  # causal: a block of queries sees the segment up to its own end
-                b = min(a + BLOCK, s.end)
-                parts.add(a, b, s.start, b, causal=True)
-        for s in ctx.segments:
-            for a in range(s.end, s.stop, BLOCK):  # what lies below the segment sees all of it
-                parts.add(a, min(a + BLOCK, s.stop), s.start, s.end, causal=False)
-        return *(x[None] for x in parts.result(q.dtype)), None, None
-
-
-class _ByKeyHead:
-    """The backward pass of attention's parts, with the query heads of one key head side by side (grouped-query
-    attention). With P = exp(scale q k^T - lse) and delta = sum(dO o): dV = P^T dO, dS = P (dO v^T - delta),
-    dQ = scale dS k, dK = scale dS^T q (Dao 2023).
-
-    All in float32: torch's bfloat16 kernel for it took a third of a training step on pairs of a hundred tokens, and
-    bfloat16 products of ever new shapes are slow on a CPU, because a kernel is made (and kept) for each.
-    """
-
-    def __init__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        grad: torch.Tensor,
-        lse: torch.Tensor,
-        delta: torch.Tensor,
-        scale: float,
-    ) -> None:
-        heads = len(k)
-        self.q, self.grad = (x.float().reshape(heads, -1, *x.shape[1:]) for x in (q, grad))  # [H_kv, G, L, D]
-        self.lse, self.delta = (x.reshape(heads, -1, x.shape[1], 1) for x in (lse, delta))  # [H_kv, G, L, 1]
-        self.k, self.v, self.scale = k.float(), v.float(), scale  # [H_kv, L, D]
-        self.q = self.q * scale  # not in place: in float32 it is the caller's
-        self.dq = torch.zeros_like(self.q)
-        self.dk, self.dv = torch.zeros_like(self.k), torch.zeros_like(self.v)
-
-    def add(self, a: int, b: int, start: int, end: int, *, causal: bool) -> None:
-        """Add what the queries a to b and the keys start to end give to the gradients."""
-        heads, group, _, width = self.q.shape
-
-        def rows(x: torch.Tensor) -> torch.Tensor:
-            return x[:, :, a:b].reshape(heads, group * (b - a), -1)
-
-        k, v, q, grad = self.k[:, start:end], self.v[:, start:end], rows(self.q), rows(self.grad)
-        p = torch.bmm(q, k.transpose(1, 2)).sub_(rows(self.lse)).exp_()
-        if causal:
-            p.view(heads, group, b - a, -1).tril_(diagonal=end - start - (b - a))
-        ds = torch.bmm(grad, v.transpose(1, 2)).sub_(rows(self.delta)).mul_(p)
-        self.dv[:, start:end] += torch.bmm(p.transpose(1, 2), grad)
-        self.dk[:, start:end] += torch.bmm(ds.transpose(1, 2), q)
-        self.dq[:, :, a:b] += torch.bmm(ds, k).view(heads, group, b - a, width)
-
-    def result(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """dQ [H, L, D], dK, dV [H_kv, L, D]."""
-        return (self.dq.mul_(self.scale).flatten(0, 1).to(dtype), self.dk.to(dtype), self.dv.to(dtype))
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        *saved, lse = ctx.saved_tensors
+        dtype = saved[0].dtype
+        q, k, v, out, grad = (x.float() for x in (*saved, grad.transpose(1, 2)))
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        for part in ctx.parts:
+            one, two = part.queries, part.keys
+            given = grad[:, :, one], q[:, :, one], k[:, :, two], v[:, :, two], out[:, :, one], lse[:, :, one]
+            found = flash(*given, 0.0, part.causal, attn_mask=part.mask, scale=ctx.scale)
+            for whole, own, places in zip((dq, dk, dv), found, (one, two, two), strict=True):
+                if part.first:  # of its keys too: they are the queries' own places
+                    whole[:, :, places] = own
+                else:
+                    whole[:, :, places] += own
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None
 
 
 def register() -> None:

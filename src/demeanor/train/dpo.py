@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 from demeanor.contract import Contract
 from demeanor.errors import InputError, StageError, one_line
 from demeanor.tokens import TokenizedPair
+from demeanor.train import elementwise
 from demeanor.train.attention import main_kind
 from demeanor.train.engine import TreeEngine
 from demeanor.train.kernels import fuse, unfuse
@@ -50,6 +53,7 @@ class PairTrainer(DPOTrainer):
 
     Args:
         trees: use the engine; a model whose attention does not take trees is trained on TRL's padded batches.
+        compiled: let torch.compile fuse the engine's arithmetic (`elementwise.py`), in the whole process.
         cache: where the reference's log-probabilities are kept, when they are precomputed.
         say: called with a line for the user.
     """
@@ -58,14 +62,16 @@ class PairTrainer(DPOTrainer):
         self,
         *args: Any,
         trees: bool = True,
+        compiled: bool = False,
         cache: Callable[[str], ReferenceCache | None] | None = None,
         say: Callable[[str], None] = lambda line: None,
         **options: Any,
     ) -> None:
-        self.trees, self.cache, self.say = trees, cache, say
+        self.trees, self.compiled, self.cache, self.say = trees, compiled, cache, say
         self.loss_weights: list[float]  # of TRL, which declares no types
         self.ld_alpha: float | None
         self.engine: TreeEngine | None = None
+        self.reference_seconds = 0.0  # that precomputing the reference took
         self.fused: dict[str, int] = {}
         super().__init__(*args, **options)
         self._use_trees()
@@ -116,6 +122,11 @@ class PairTrainer(DPOTrainer):
 
     def _differs(self, base: Any) -> str | None:
         """Install the engine and compare it with TRL's own numbers on the shortest pair; undo it if they differ."""
+        if self.compiled:
+            started = time.perf_counter()
+            reason = elementwise.compile_all()
+            took = f"compiled in {time.perf_counter() - started:.1f} s"
+            self.say(f"engine: {f'not compiled, because {reason}' if reason else took}")
         batch = self._collate([min(self.train_dataset, key=lambda row: sum(map(len, row.values())))])
         expected = self._token_logps(self.model, batch)
         models = [base] if self.ref_model is None else [base, self.accelerator.unwrap_model(self.ref_model)]
@@ -226,6 +237,7 @@ class PairTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Per-token log-probabilities of the reference, from the cache as far as it knows them."""
         self._use_trees()
+        started = time.perf_counter()
         pairs = [
             TokenizedPair(str(number), row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
             for number, row in enumerate(dataset)
@@ -244,7 +256,7 @@ class PairTrainer(DPOTrainer):
                 self.say(f"reference: {cache.path} disagrees with the model by {worst:.2g} nats a token: computed anew")
                 cache.forget()
                 known, held = [None] * len(pairs), []
-        missing = sorted(set(range(len(pairs))) - set(held), key=lambda number: _num_tokens(pairs[number]))
+        missing = sorted(set(range(len(pairs))) - set(held), key=lambda number: pairs[number].num_tokens)
         for start in range(0, len(missing), REFERENCE_BATCH):
             numbers = missing[start : start + REFERENCE_BATCH]
             logps = self._reference_logps([pairs[number] for number in numbers])
@@ -256,6 +268,7 @@ class PairTrainer(DPOTrainer):
             self.say(f"reference: {len(held)} of {len(pairs)} pairs from the cache, {len(missing)} computed")
         for column, item in zip(REFERENCE_COLUMNS, (0, 1), strict=True):
             dataset = dataset.add_column(column, [values[item].tolist() for values in known if values is not None])
+        self.reference_seconds += time.perf_counter() - started
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -287,7 +300,8 @@ class PairTrainer(DPOTrainer):
         was_training = model.training
         model.eval()
         try:
-            with torch.no_grad(), self.accelerator.autocast():
+            lean = self.engine.only_log_probs() if self.engine else nullcontext()
+            with torch.no_grad(), self.accelerator.autocast(), lean:
                 inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
                 values: torch.Tensor = model(**inputs, use_cache=False, labels=labels, fused_lm_head=True).log_probs
         finally:
@@ -375,10 +389,6 @@ def _drops(name: str, module: Any) -> bool:
     return any("dropout" in key and isinstance(value, float) and value > 0 for key, value in vars(module).items())
 
 
-def _num_tokens(pair: TokenizedPair) -> int:
-    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
-
-
 def _num_reply_tokens(inputs: dict[str, Any]) -> tuple[int, int]:
     chosen, rejected = inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2)
     return int(chosen.sum()), int(rejected.sum())
@@ -408,6 +418,7 @@ def make_trainer(
     bf16: bool,
     gradient_checkpointing: bool,
     callbacks: list[TrainerCallback],
+    compiled: bool = False,
     cache: Callable[[str], ReferenceCache | None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> PairTrainer:
@@ -440,6 +451,7 @@ def make_trainer(
             callbacks=callbacks,
             data_collator=PairCollator(tokenizer.pad_token_id, arguments.ld_alpha, arguments.pad_to_multiple_of),
             trees=contract.training.engine == "tree",
+            compiled=compiled,
             cache=cache,
             say=say,
         )

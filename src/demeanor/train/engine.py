@@ -8,6 +8,8 @@ each row goes through the model once; only the places before a reply's tokens go
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,7 +21,6 @@ from demeanor.train.head import TokenScores, score_tokens
 from demeanor.train.tree import Row, pad_row, plan_rows
 
 ROW_BUDGET = 2048  # tokens a row
-MULTIPLE = 64  # of which a row's length, and the number of places read, are multiples: few shapes, few kernels to make
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class TreeEngine:
         self.model = model
         self.row_budget = row_budget
         self.kind: str | None = None  # of attention, instead of what suits the row
+        self.figures = True  # that are logged beside the log-probabilities
         self.last_calls = 0  # layers that asked for the last row's tree
         self._last: tuple[torch.Tensor, Batch] | None = None
 
@@ -60,6 +62,15 @@ class TreeEngine:
         batch = Batch(rows, [sorted({group for group, _ in row.members}) for row in rows])
         self._last = (input_ids, batch)
         return batch
+
+    @contextmanager
+    def only_log_probs(self) -> Iterator[None]:
+        """Scores in this context need not have the figures that are only shown."""
+        self.figures = False
+        try:
+            yield
+        finally:
+            self.figures = True
 
     def score(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> TokenScores:
         """Scores of each label at its place, [2B, L - 1]; 0 where the label is -100."""
@@ -88,9 +99,9 @@ class TreeEngine:
 
     def _score_row(self, row: Row, places: np.ndarray, targets: np.ndarray) -> TokenScores:
         device = self.model.get_input_embeddings().weight.device
-        num, row = len(places), pad_row(row, MULTIPLE)
-        places, targets = (np.pad(x, (0, -num % MULTIPLE), mode="edge") for x in (places, targets))
-        keep, index = (torch.as_tensor(x, device=device) for x in np.unique(places, return_inverse=True))
+        num, row = len(places), pad_row(row, _rounded(len(row)))
+        kept, which = np.unique(_fill(places), return_inverse=True)
+        keep, index = torch.as_tensor(_fill(kept), device=device), torch.as_tensor(which, device=device)
         tree = TreeAttention(row, device, self.kind, keep)
         hidden = self.model.base_model(
             input_ids=torch.as_tensor(row.tokens, device=device)[None],
@@ -100,8 +111,20 @@ class TreeEngine:
             tree=tree,
         ).last_hidden_state[0]
         self.last_calls = tree.calls
-        if len(hidden) == len(row):  # no layer has left out what is not read
+        if not tree.pruned:
             hidden = hidden.index_select(0, keep)
         head = self.model.get_output_embeddings()
-        scores = score_tokens(hidden.index_select(0, index), head, torch.as_tensor(targets, device=device))
+        read = hidden.index_select(0, index)
+        scores = score_tokens(read, head, torch.as_tensor(_fill(targets), device=device), figures=self.figures)
         return TokenScores(**{field.name: getattr(scores, field.name)[:num] for field in fields(TokenScores)})
+
+
+def _fill(values: np.ndarray) -> np.ndarray:
+    """The values and their last one again, up to a rounded number."""
+    return np.pad(values, (0, _rounded(len(values)) - len(values)), mode="edge")
+
+
+def _rounded(number: int) -> int:
+    """A multiple of 64, beyond 512 of 128: few shapes, because a kernel is made and kept for each."""
+    step = 64 if number <= 512 else 128
+    return -(-number // step) * step

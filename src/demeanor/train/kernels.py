@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
+from demeanor.train import elementwise
+
 Tensor = torch.Tensor
 
 
@@ -90,22 +92,17 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, out: torch.dtype) -> Tensor:
-        x32 = x.float()
-        scale = torch.rsqrt(torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_() / x.shape[-1] + eps)
-        unit = x32 * scale
-        y = (unit * gain).to(out)
+        y, unit, scale = elementwise.norm(x.reshape(-1, x.shape[-1]), gain, eps, out)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(unit.to(out), scale, gain)
+            ctx.save_for_backward(unit, scale, gain)
             ctx.dtype = x.dtype
-        return y
+        result: Tensor = y.view(x.shape)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        unit, scale, gain = ctx.saved_tensors
-        grad = grad.float() * gain
-        unit = unit.float()
-        along = torch.linalg.vecdot(grad, unit)[..., None] / unit.shape[-1]
-        return torch.addcmul(grad, unit, along, value=-1).mul_(scale).to(ctx.dtype), None, None, None
+        dx = elementwise.norm_backward(grad.reshape(-1, grad.shape[-1]), *ctx.saved_tensors, ctx.dtype)
+        return dx.view(grad.shape), None, None, None
 
 
 # ---------------------------------------------------------------- products with adapters
@@ -225,7 +222,10 @@ class _Products(torch.autograd.Function):
                 results[2 * place] = part.to(ctx.dtypes[2 * place])
         dx = None
         if wants_x:
-            dx = torch.cat(grads, dim=1) @ weight if len(grads) > 1 else grads[0] @ weight
+            first, *others = zip(grads, weight.split(ctx.sizes), strict=True)
+            dx = first[0] @ first[1]
+            for grad, own in others:
+                dx.addmm_(grad, own)
             if lows:
                 dx.addmm_(both, torch.cat(factors[::2]))
             dx = dx.view(ctx.shape)
@@ -290,13 +290,13 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
+        result: Tensor = elementwise.gate(gate, up)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        dgate = torch.ops.aten.silu_backward(grad * up, gate)
-        return dgate, silu(gate).mul_(grad)
+        dgate, dup = elementwise.gate_backward(grad, *ctx.saved_tensors)
+        return dgate, dup
 
 
 # ---------------------------------------------------------------- rotary embedding
@@ -341,21 +341,13 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        result: Tensor = elementwise.turn(x, cos, sin)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, -sin), None, None
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    out = torch.empty_like(x)
-    one, two = x.chunk(2, dim=-1)
-    first, second = out.chunk(2, dim=-1)
-    first.copy_((one * cos).addcmul_(two, sin, value=-1))
-    second.copy_((two * cos).addcmul_(one, sin))
-    return out
+        return elementwise.turn(grad, cos, -sin), None, None
 
 
 # ---------------------------------------------------------------- the last layer
@@ -373,12 +365,14 @@ def _prune_last_layer(model: Any) -> int:
     plain = layer.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        keep = getattr(kwargs.get("tree"), "keep", None)
-        if keep is None or args:
+        tree = kwargs.get("tree")
+        keep = getattr(tree, "keep", None)
+        if tree is None or keep is None or args:
             result: Tensor = plain(hidden_states, *args, **kwargs)
             return result
         attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
         hidden = hidden_states.index_select(1, keep) + attended.index_select(1, keep)
+        tree.pruned = True
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
     layer.forward = forward

@@ -65,17 +65,32 @@ class Row:
 
     def mask(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         """Additive attention mask [1, 1, L, L]: 0 where row q may see column k, else the dtype's lowest value."""
-        import torch
+        return additive_mask(self.stops(), dtype, device)
 
-        place = torch.arange(len(self), device=device)
-        sees = (place[None, :] <= place[:, None]) & (place[:, None] < torch.as_tensor(self.stops(), device=device))
-        mask = torch.full((len(self), len(self)), torch.finfo(dtype).min, dtype=dtype, device=device)
-        return mask.masked_fill_(sees, 0.0)[None, None]
+    def trees(self) -> list[tuple[Segment, ...]]:
+        """The segments, those of one tree together."""
+        found: list[list[Segment]] = []
+        for segment in self.segments:
+            if found and segment.start < found[-1][0].stop:
+                found[-1].append(segment)
+            else:
+                found.append([segment])
+        return [tuple(tree) for tree in found]
 
 
-def pad_row(row: Row, multiple: int, token: int = 0) -> Row:
-    """The row with a tree of its own at the end that nobody reads, so that its length is a multiple of `multiple`."""
-    missing = -len(row) % multiple
+def additive_mask(stops: Ints, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    """[1, 1, L, L]: 0 where k <= q < stops[k] for row q and column k, else the dtype's lowest value."""
+    import torch
+
+    place = torch.arange(len(stops), device=device)
+    sees = (place[None, :] <= place[:, None]) & (place[:, None] < torch.as_tensor(stops, device=device))
+    mask = torch.full((len(stops), len(stops)), torch.finfo(dtype).min, dtype=dtype, device=device)
+    return mask.masked_fill_(sees, 0.0)[None, None]
+
+
+def pad_row(row: Row, length: int, token: int = 0) -> Row:
+    """The row with a tree of its own at the end that nobody reads, so that it has `length` tokens."""
+    missing = length - len(row)
     if not missing:
         return row
     filler = Row(np.full(missing, token), np.arange(missing), (Segment(0, missing, missing),), (), ())
