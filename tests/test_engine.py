@@ -449,6 +449,14 @@ def test_compiled_arithmetic_changes_none_of_it(make: Maker, family: str) -> Non
         elementwise.compile_none()
 
 
+def test_a_row_of_which_as_many_places_are_kept_as_it_has(make: Maker) -> None:
+    """Both are rounded up, to the same number: what the last layer left out must not be left out again."""
+    rng = random.Random(0)
+    rows = [pair(text(rng, 12), text(rng, 20), text(rng, 20))] * NUM_PAIRS
+    for data in (rows[:1] * NUM_PAIRS, [pair(text(rng, 2), text(rng, 3), text(rng, 4)) for _ in range(NUM_PAIRS)]):
+        compare(make, data, lambda: tiny("llama"))
+
+
 def test_small_rows_cut_every_batch_but_the_short_one(make: Maker) -> None:
     for name, rows_of in DATA.items():
         trainer = make(PairTrainer, rows_of(), budget=SMALL)

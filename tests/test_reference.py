@@ -340,6 +340,7 @@ class Bench:
         contract = contract_of(model=str(model), training=training, chat_template=template)
         source = find_model(str(model))
         lines: list[str] = []
+        self.told: list[tuple[int, int]] = []
         summary = train_adapter(
             source,
             load_tokenizer(source, contract),
@@ -348,6 +349,7 @@ class Bench:
             checkpoints=self.folder / f"checkpoints-{self.runs}",
             out=self.folder / f"adapter-{self.runs}",
             key="key",
+            referred=lambda done, total: self.told.append((done, total)),
             say=lines.append,
         )
         return [line for line in lines if line.startswith("reference")], summary
@@ -368,6 +370,7 @@ def first(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
         monkeypatch.setenv("DEMEANOR_CACHE", str(bench.folder / "cache"))
         lines, summary = bench.train()
     assert lines == [counted(0, 6)]
+    assert bench.told == [(6, 6)]
     assert len(bench.tables()) == 1
     return bench.folder / "cache", summary
 

@@ -106,6 +106,7 @@ def train_stage(plan: Plan, progress: Progress) -> None:
                     out=out,
                     key=key,
                     advance=step,
+                    referred=lambda done, total: advance(0, reference=f"{done}/{total}"),
                     report=report,
                     say=progress.say,
                 )

@@ -29,6 +29,7 @@ def train_adapter(
     out: Path,
     key: str,
     advance: Callable[[int, int], None] = lambda done, total: None,
+    referred: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[dict[str, float]], None] = lambda logs: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def train_adapter(
         checkpoints: folder of the checkpoints.
         key: digest of everything that changes the result; a checkpoint with another key is not used.
         advance: called with the steps done and all steps.
+        referred: called with the pairs whose reference is known and all pairs, while it is computed.
         report: called with each log of TRL (loss, rewards/chosen, logps/chosen, ...).
         say: called with a line for the user.
 
@@ -120,6 +122,7 @@ def train_adapter(
             callbacks.MarkComplete(key),
         ],
         cache=cache,
+        referred=referred,
         say=say,
     )
     step0 = dpo.check_step0(trainer, bf16=bf16)

@@ -55,6 +55,7 @@ class PairTrainer(DPOTrainer):
         trees: use the engine; a model whose attention does not take trees is trained on TRL's padded batches.
         compiled: let torch.compile fuse the engine's arithmetic (`elementwise.py`), in the whole process.
         cache: where the reference's log-probabilities are kept, when they are precomputed.
+        referred: called with the number of pairs whose reference is known, then of all.
         say: called with a line for the user.
     """
 
@@ -64,10 +65,11 @@ class PairTrainer(DPOTrainer):
         trees: bool = True,
         compiled: bool = False,
         cache: Callable[[str], ReferenceCache | None] | None = None,
+        referred: Callable[[int, int], None] = lambda done, total: None,
         say: Callable[[str], None] = lambda line: None,
         **options: Any,
     ) -> None:
-        self.trees, self.compiled, self.cache, self.say = trees, compiled, cache, say
+        self.trees, self.compiled, self.cache, self.referred, self.say = trees, compiled, cache, referred, say
         self.loss_weights: list[float]  # of TRL, which declares no types
         self.ld_alpha: float | None
         self.engine: TreeEngine | None = None
@@ -264,6 +266,7 @@ class PairTrainer(DPOTrainer):
                 known[number] = values
             if cache:
                 cache.keep([pairs[number] for number in numbers], logps)
+            self.referred(len(held) + start + len(numbers), len(pairs))
         if cache:
             self.say(f"reference: {len(held)} of {len(pairs)} pairs from the cache, {len(missing)} computed")
         for column, item in zip(REFERENCE_COLUMNS, (0, 1), strict=True):
@@ -420,6 +423,7 @@ def make_trainer(
     callbacks: list[TrainerCallback],
     compiled: bool = False,
     cache: Callable[[str], ReferenceCache | None] | None = None,
+    referred: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> PairTrainer:
     """A trainer that is ready to train.
@@ -453,6 +457,7 @@ def make_trainer(
             trees=contract.training.engine == "tree",
             compiled=compiled,
             cache=cache,
+            referred=referred,
             say=say,
         )
     except (TypeError, ValueError, NotImplementedError) as error:

@@ -13,7 +13,7 @@ every product, to the same numbers.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -22,33 +22,38 @@ from torch.nn.functional import silu
 from demeanor.train import elementwise
 
 Tensor = torch.Tensor
+KINDS = ("norms", "attention inputs", "rotary embeddings", "gated MLPs", "last layers")
 
 
-def fuse(model: Any, dtype: torch.dtype) -> dict[str, int]:
+def fuse(model: Any, dtype: torch.dtype, without: Collection[str] = ()) -> dict[str, int]:
     """Replace what can be replaced in `model` (a transformers model, PEFT layers already in place).
 
     Args:
         model: the model; its frozen matrices are cast to `dtype`.
         dtype: what products are computed in: bfloat16 under autocast, else the weights' own.
+        without: kinds that are left as they are.
 
     Returns:
         How many modules of each kind got a leaner forward.
     """
-    counts = {"norms": 0, "attention inputs": 0, "rotary embeddings": 0, "gated MLPs": 0, "last layers": 0}
+    counts = dict.fromkeys((kind for kind in KINDS if kind not in without), 0)
     for module in list(model.modules()):
-        if type(module).__name__.endswith("RMSNorm"):
+        if "norms" in counts and type(module).__name__.endswith("RMSNorm"):
             counts["norms"] += _fuse_norm(module)
         children = dict(module.named_children())
         group = [children.get(name) for name in ("q_proj", "k_proj", "v_proj")]
-        if all(_is_plain(layer) for layer in group):
+        if "attention inputs" in counts and all(_is_plain(layer) for layer in group):
             _fuse_group(group, dtype)
             counts["attention inputs"] += 1
         group = [children.get(name) for name in ("gate_proj", "up_proj")]
         down = children.get("down_proj")
-        if all(_is_plain(layer) for layer in group) and _is_plain(down) and _is_silu(children.get("act_fn")):
+        plain = all(_is_plain(layer) for layer in (*group, down)) and _is_silu(children.get("act_fn"))
+        if "gated MLPs" in counts and plain:
             counts["gated MLPs"] += _fuse_mlp(module, group, down, dtype)
-        counts["rotary embeddings"] += _fuse_rotary(module)
-    counts["last layers"] = _prune_last_layer(model)
+        if "rotary embeddings" in counts:
+            counts["rotary embeddings"] += _fuse_rotary(module)
+    if "last layers" in counts:
+        counts["last layers"] = _prune_last_layer(model)
     return counts
 
 
