@@ -12,9 +12,9 @@ import demeanor
 
 SOURCE = Path(demeanor.__file__).parent
 ORDER = (
-    "errors", "records", "settings", "faults", "trl_options", "contract", "lock", "workspace", "progress", "model",
-    "tokens", "pairs", "curate", "train", "measure", "prove", "report", "release", "starter", "plan", "pipeline", "cli",
-    "__main__",
+    "errors", "records", "settings", "faults", "trl_options", "objectives", "contract", "lock", "workspace", "progress",
+    "model", "tokens", "pairs", "curate", "train", "measure", "prove", "report", "release", "starter", "plan",
+    "pipeline", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -15,10 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault, nearest
+from demeanor.objectives import OBJECTIVES
 from demeanor.records import content_id
 from demeanor.settings import Dumper, Source, apply_overrides, read_yaml
 from demeanor.trl_options import check_trl_options
 
+_OF_DPO = {"f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "label_smoothing",
+           "discopop_tau", "sync_ref_model"}  # fmt: skip
+DPO_OPTIONS = {
+    name: set() if name == "dpo" else {"loss_type"} | (set() if objective.needs_reference else _OF_DPO)
+    for name, objective in OBJECTIVES.items()
+}
 STARTER = "starter"  # in `model`, `data.pairs` and `probes`: the embedded default
 MEASURES = {
     "violating_opening_mass": "probability that the reply begins with one of the violating openings",
@@ -189,7 +196,9 @@ class Training(_Base):
 
     model_config = ConfigDict(extra="allow")
 
-    objective: Literal["dpo"] = Field("dpo", description="dpo; TRL's other losses of the family by `loss_type`")
+    objective: Literal["dpo", "ipo", "simpo", "cpo", "orpo"] = Field(
+        "dpo", description="what is minimised; TRL's other losses of the family by `loss_type` under dpo"
+    )
     engine: Literal["tree", "padded"] = Field(
         "tree", description="tree: what pairs share is computed once; padded: TRL's own batches"
     )
@@ -204,9 +213,16 @@ class Training(_Base):
     lora_target_modules: Annotated[tuple[_Text, ...], Field(min_length=1)] | _Text = Field(
         ("q_proj", "v_proj"), description="names of the linear layers to adapt, or all-linear"
     )
-    beta: float = Field(0.1, gt=0, description="strength of the pull towards the reference")
+    beta: float = Field(
+        0.1,
+        gt=0,
+        description="strength of the pull towards the reference; default by objective: simpo 2, all others 0.1",
+    )
+    gamma: float = Field(0.0, ge=0, description="margin that simpo asks for between the replies; its default is 1")
     sft_weight: float = Field(
-        0.0, ge=0, description="weight of an SFT term on the chosen reply (RPO), against displacement"
+        0.0,
+        ge=0,
+        description="weight of an SFT term on the chosen reply (RPO), against displacement; cpo and orpo: 1",
     )
     max_length: int = Field(
         1024, ge=2, description="tokens of prompt and reply; longer prompts lose their oldest turns"
@@ -233,6 +249,24 @@ class Training(_Base):
     @classmethod
     def _name_or_all(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) and value != "all-linear" else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_objective(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("objective") not in OBJECTIVES:
+            return data
+        objective = OBJECTIVES[data["objective"]]
+        own = {"beta": objective.beta, "gamma": objective.gamma, "sft_weight": objective.sft_weight}
+        return data | {name: value for name, value in own.items() if data.get(name) is None}
+
+    @property
+    def needs_reference(self) -> bool:
+        return OBJECTIVES[self.objective].needs_reference
+
+    @property
+    def reward_beta(self) -> float:
+        """Beta of the implicit reward by which held-out pairs are judged: DPO's, whatever was minimised."""
+        return self.beta if self.objective == "dpo" else OBJECTIVES["dpo"].beta
 
     @property
     def trl_options(self) -> dict[str, Any]:
@@ -282,6 +316,14 @@ class Contract(_Section):
         for name in self.behaviours:
             if name in self.collateral:
                 raise fault("stands in behaviours and in collateral", "collateral", name)
+        training = self.training
+        if training.gamma and training.objective != "simpo":
+            raise fault(f"is a margin of objective simpo; {training.objective} has none", "training", "gamma")
+        if not training.needs_reference and training.reference != "precomputed":
+            raise fault(f"{training.objective} has no reference: leave this out", "training", "reference")
+        for name in training.trl_options:
+            if name in DPO_OPTIONS[training.objective]:
+                raise fault(f"belongs to objective dpo; {training.objective} does not know it", "training", name)
         for name, behaviour in self.behaviours.items():
             if behaviour.kind == "transient" and "{" + name + "}" not in (self.system_prompt or ""):
                 raise fault(f"has no place in system_prompt: write {{{name}}} there", "behaviours", name)

@@ -279,7 +279,7 @@ def stage_inputs(
             "scores": workspace.outputs_digest(*SIDES),
             "limits": {k: [limit.model_dump(mode="json") for limit in p.limits] for k, p in promises.items()},
             "statistics": [settings.confidence, settings.resamples, settings.seed],
-            "beta": contract.training.beta,
+            "beta": contract.training.reward_beta,
         }
     elif name == "report":
         own = {

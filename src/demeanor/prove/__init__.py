@@ -109,7 +109,7 @@ def _compare(behaviour: str, sides: list[tuple[Score, Score]], contract: Contrac
                 estimate_difference(old, new, **how),
             )
         )
-    joint = [joint_values(first, second, contract.training.beta) for first, second in sides]
+    joint = [joint_values(first, second, contract.training.reward_beta) for first, second in sides]
     for measure in _JOINT:
         values = [value[measure] for value in joint]
         if all(value is None for value in values):

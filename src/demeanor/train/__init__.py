@@ -14,6 +14,7 @@ from typing import Any
 from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, ModelError, StageError, one_line
 from demeanor.model import ModelSource, load_model
+from demeanor.objectives import OBJECTIVES
 from demeanor.tokens import TokenizedPair
 
 __all__ = ["check_training", "train_adapter"]
@@ -88,7 +89,8 @@ def train_adapter(
     say(f"memory: {memory.describe(checkpointing=checkpointing)}")
     if not memory.fits:
         say("memory: the estimate exceeds what is free; a smaller per_device_train_batch_size or max_length needs less")
-    learning_rate = settings.learning_rate or default_learning_rate(base)
+    objective = OBJECTIVES[settings.objective]
+    learning_rate = settings.learning_rate or default_learning_rate(base) * objective.learning_rate
     reference = load_model(source, contract) if settings.reference == "copy" else None
 
     def cache(layout: str) -> ReferenceCache | None:
@@ -118,14 +120,22 @@ def train_adapter(
         gradient_checkpointing=checkpointing,
         compiled=compiled,
         callbacks=[
-            callbacks.Watch(settings.beta, settings.sft_weight, advance, report, say, stopper.asked),
+            # without a reference no reward tells how far a reply has moved
+            callbacks.Watch(
+                settings.beta if objective.needs_reference else math.inf,
+                settings.sft_weight,
+                advance,
+                report,
+                say,
+                stopper.asked,
+            ),
             callbacks.MarkComplete(key),
         ],
         cache=cache,
         referred=referred,
         say=say,
     )
-    step0 = dpo.check_step0(trainer, bf16=bf16)
+    step0 = dpo.check_step0(trainer, bf16=bf16) if objective.needs_reference else None
     checkpoint = callbacks.last_checkpoint(checkpoints, key)
     if checkpoint is not None:
         say(f"resumed from {checkpoint.name}")
@@ -149,7 +159,8 @@ def train_adapter(
         "gradient_checkpointing": checkpointing,
         "memory_bytes": memory.to_json(),
         "engine": "tree" if trainer.engine else "padded",
-        "reference": settings.reference,
+        "objective": settings.objective,
+        "reference": settings.reference if objective.needs_reference else "none",
         "reference_seconds": round(trainer.reference_seconds, 2),
         "step0_margin_nats": step0,
         "num_pairs": len(pairs),

@@ -28,6 +28,7 @@ from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
 from demeanor.contract import Contract
 from demeanor.errors import InputError, StageError, one_line
+from demeanor.objectives import OBJECTIVES, Objective, Replies
 from demeanor.tokens import TokenizedPair
 from demeanor.train import elementwise
 from demeanor.train.attention import main_kind
@@ -53,6 +54,8 @@ class PairTrainer(DPOTrainer):
 
     Args:
         trees: use the engine; a model whose attention does not take trees is trained on TRL's padded batches.
+        objective: a loss that TRL's trainer does not have takes the place of its own, beside an SFT term.
+        gamma: of the objective.
         compiled: let torch.compile fuse the engine's arithmetic (`elementwise.py`), in the whole process.
         cache: where the reference's log-probabilities are kept, when they are precomputed.
         referred: called with the number of pairs whose reference is known, then of all.
@@ -63,6 +66,8 @@ class PairTrainer(DPOTrainer):
         self,
         *args: Any,
         trees: bool = True,
+        objective: Objective = OBJECTIVES["dpo"],
+        gamma: float = 0.0,
         compiled: bool = False,
         cache: Callable[[str], ReferenceCache | None] | None = None,
         referred: Callable[[int, int], None] = lambda done, total: None,
@@ -70,6 +75,8 @@ class PairTrainer(DPOTrainer):
         **options: Any,
     ) -> None:
         self.trees, self.compiled, self.cache, self.referred, self.say = trees, compiled, cache, referred, say
+        self.objective, self.gamma = objective, gamma
+        self.share_of_pairs = 1.0  # of the batch that are in the part at hand
         self.loss_weights: list[float]  # of TRL, which declares no types
         self.ld_alpha: float | None
         self.engine: TreeEngine | None = None
@@ -172,7 +179,8 @@ class PairTrainer(DPOTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one batch, row by row where the loss is a mean over pairs."""
         parts = self._parts(inputs)
-        if self.engine is not None and self.precompute_ref_logps and self.state.global_step == 0:
+        recompute = self.objective.needs_reference and self.precompute_ref_logps
+        if self.engine is not None and recompute and self.state.global_step == 0:
             # in rows of other company a sum is rounded differently: here the same rows, so that the margin is exactly 0
             for part in parts:
                 chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, part)
@@ -198,9 +206,10 @@ class PairTrainer(DPOTrainer):
                     weight * (of_tokens if kind == "sft" else of_pairs)
                     for kind, weight in zip(self.loss_types, weights, strict=True)
                 ]
+                self.share_of_pairs = float(of_pairs)
                 total += super().training_step(model, part, num_items_in_batch)
         finally:
-            self.loss_weights = weights
+            self.loss_weights, self.share_of_pairs = weights, 1.0
         for name, values in metrics.items():
             own = values[marks.get(name, 0) :]
             if len(own) == len(parts):  # each part logged its mean: the batch's is theirs, weighted
@@ -231,6 +240,32 @@ class PairTrainer(DPOTrainer):
             parts.append(part)
         return parts
 
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """TRL's; where the objective has a loss of its own, TRL's is the SFT term and this is added."""
+        own_loss = self.objective.loss
+        if own_loss is None:
+            return super()._compute_loss(model, inputs, return_outputs)
+        outputs: list[Any] = []
+
+        def call(**given: Any) -> Any:
+            outputs.append(model(**given))
+            return outputs[-1]
+
+        loss = super()._compute_loss(call, inputs, return_outputs)
+        loss, *rest = loss if return_outputs else (loss,)
+        mask = inputs["completion_mask"][:, 1:]
+        logps = outputs[0].log_probs[:, -mask.shape[1] :].sum(dim=1)
+        replies = Replies(*logps.chunk(2), *mask.sum(dim=1).chunk(2))
+        loss = loss + self.share_of_pairs * own_loss(replies, self.beta, self.gamma).mean()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        chosen, rejected = replies.means() if self.objective.mean_rewards else (replies.chosen, replies.rejected)
+        chosen, rejected = (self.accelerator.gather(self.beta * x.detach()) for x in (chosen, rejected))
+        metrics["rewards/chosen"][-1] = chosen.mean().item()
+        metrics["rewards/rejected"][-1] = rejected.mean().item()
+        metrics["rewards/accuracies"][-1] = (chosen > rejected).float().mean().item()
+        metrics["rewards/margins"][-1] = (chosen - rejected).mean().item()
+        return (loss, *rest) if return_outputs else loss
+
     # ------------------------------------------------------------ the reference
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -239,6 +274,10 @@ class PairTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Per-token log-probabilities of the reference, from the cache as far as it knows them."""
         self._use_trees()
+        if not self.objective.needs_reference:
+            for column, replies in zip(REFERENCE_COLUMNS, ("chosen_ids", "rejected_ids"), strict=True):
+                dataset = dataset.add_column(column, [[0.0] * len(row[replies]) for row in dataset])
+            return dataset
         started = time.perf_counter()
         pairs = [
             TokenizedPair(str(number), row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
@@ -455,6 +494,8 @@ def make_trainer(
             callbacks=callbacks,
             data_collator=PairCollator(tokenizer.pad_token_id, arguments.ld_alpha, arguments.pad_to_multiple_of),
             trees=contract.training.engine == "tree",
+            objective=OBJECTIVES[contract.training.objective],
+            gamma=contract.training.gamma,
             compiled=compiled,
             cache=cache,
             referred=referred,
@@ -474,8 +515,13 @@ def make_arguments(contract: Contract, checkpoints: Path, **decided: Any) -> DPO
     """
     settings = contract.training
     options: dict[str, Any] = {"report_to": "none", "logging_steps": 5, "save_total_limit": 2, **settings.trl_options}
-    if settings.sft_weight > 0:
-        losses = options.get("loss_type", "sigmoid")
+    objective = OBJECTIVES[settings.objective]
+    if objective.trl_loss is None:
+        options["loss_type"], options["loss_weights"] = ["sft"], [settings.sft_weight]
+    else:
+        options.setdefault("loss_type", objective.trl_loss)
+    if settings.sft_weight > 0 and objective.trl_loss is not None:
+        losses = options["loss_type"]
         losses = [losses] if isinstance(losses, str) else list(losses)
         options["loss_type"] = [*losses, "sft"]
         options["loss_weights"] = [1.0] * len(losses) + [settings.sft_weight]
@@ -484,7 +530,7 @@ def make_arguments(contract: Contract, checkpoints: Path, **decided: Any) -> DPO
             output_dir=str(checkpoints),
             beta=settings.beta,
             max_length=None,  # the pairs are cut already, by the rules of tokens.py
-            precompute_ref_log_probs=settings.reference == "precomputed",
+            precompute_ref_log_probs=settings.reference == "precomputed" or not objective.needs_reference,
             per_device_train_batch_size=settings.per_device_train_batch_size,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             num_train_epochs=settings.num_train_epochs,

@@ -1,0 +1,170 @@
+"""Each objective: its loss and gradients against TRL's own or against the formula, on both engines; closed forms."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import torch
+from test_engine import ALL, Maker, PlainTrainer, batch_of, make, mixed, same_gradients, short, step, tiny
+from trl.experimental.cpo.cpo_trainer import CPOTrainer
+from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+
+from demeanor.contract import Training, build_contract
+from demeanor.errors import ContractError
+from demeanor.objectives import OBJECTIVES, Replies, cpo, orpo, simpo
+from demeanor.train.dpo import PairTrainer, make_arguments
+
+__all__ = ["make"]  # the fixture
+FREE = [name for name, objective in OBJECTIVES.items() if not objective.needs_reference]
+
+
+def some_replies(num: int = 6) -> Replies:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 40, (2, num), generator=generator)
+    logps = -torch.rand(2, num, generator=generator, dtype=torch.float64) * 3 * lengths
+    return Replies(*(x.requires_grad_() for x in logps), *lengths)
+
+
+def gradient(loss: torch.Tensor, replies: Replies) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, (replies.chosen, replies.rejected)))
+
+
+def trl_loss(name: str, replies: Replies, beta: float, gamma: float) -> torch.Tensor:
+    """Per pair, by TRL's experimental trainers' own functions."""
+    device = SimpleNamespace(device="cpu")
+    own = SimpleNamespace(
+        beta=beta, simpo_gamma=gamma, alpha=0.0, label_smoothing=0.0, accelerator=device,
+        loss_type="simpo" if name == "simpo" else "sigmoid",
+    )  # fmt: skip
+    if name == "cpo":
+        return CPOTrainer.cpo_loss(own, replies.chosen, replies.rejected)[0]
+    if name == "simpo":
+        return CPOTrainer.cpo_loss(own, *replies.means())[0]
+    return -ORPOTrainer.odds_ratio_loss(own, *replies.means())[0]  # TRL adds its negative to the SFT loss
+
+
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize(("beta", "gamma"), [(0.1, 0.0), (2.0, 1.0), (0.7, 0.3)])
+def test_the_loss_is_trls(name: str, beta: float, gamma: float) -> None:
+    replies = some_replies()
+    loss = OBJECTIVES[name].loss
+    assert loss is not None
+    ours, theirs = loss(replies, beta, gamma), trl_loss(name, replies, beta, gamma)
+    torch.testing.assert_close(ours, theirs.double(), rtol=1e-5, atol=1e-7)
+    for one, two in zip(gradient(ours.sum(), replies), gradient(theirs.sum(), replies), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_simpo_and_cpo_by_hand() -> None:
+    replies = Replies(*(torch.tensor([x]) for x in (-6.0, -20.0, 3.0, 5.0)))
+    margin = 2.0 * (-2.0 - -4.0) - 1.0
+    assert simpo(replies, 2.0, 1.0).item() == pytest.approx(math.log1p(math.exp(-margin)))
+    assert cpo(replies, 0.1, 0.0).item() == pytest.approx(math.log1p(math.exp(-1.4)))
+
+
+@pytest.mark.parametrize("logp", [-1e-9, -1e-6, -1e-3, -0.5, -0.7, -5.0, -80.0, 0.0])
+def test_orpo_stays_finite_where_a_reply_is_almost_certain_or_impossible(logp: float) -> None:
+    for one, two in ((logp, -1.0), (-1.0, logp), (logp, logp)):
+        chosen, rejected = (torch.tensor([x], requires_grad=True) for x in (one, two))
+        loss = orpo(Replies(chosen, rejected, torch.ones(1), torch.ones(1)), 0.1, 0.0)
+        loss.backward()
+        for value in (loss, chosen.grad, rejected.grad):
+            assert value is not None and torch.isfinite(value).all()
+    p, q = 0.9, 0.2
+    chosen, rejected = torch.tensor([math.log(p)]), torch.tensor([math.log(q)])
+    odds = math.log(p / (1 - p)) - math.log(q / (1 - q))
+    found = orpo(Replies(chosen, rejected, torch.ones(1), torch.ones(1)), 0.5, 0.0)
+    assert found.item() == pytest.approx(0.5 * math.log1p(math.exp(-odds)), rel=1e-5)
+
+
+def test_at_lambda_0_orpo_is_the_sft_loss(make: Maker) -> None:
+    free = {"loss_type": ["sft"], "precompute_ref_log_probs": True, "beta": 0.0}
+    orpo_step = step(make(PairTrainer, mixed(), ours={"objective": OBJECTIVES["orpo"]}, **free))
+    sft_step = step(make(PlainTrainer, mixed(), loss_type=["sft"]))
+    assert orpo_step.loss == pytest.approx(sft_step.loss, rel=1e-5)
+    same_gradients(orpo_step.gradients, sft_step.gradients)
+
+
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("rows_of", [mixed, short])
+@pytest.mark.parametrize("budget", [None, 150])
+def test_a_step_is_the_formula_on_trls_log_probabilities(
+    make: Maker, name: str, rows_of: Any, budget: int | None
+) -> None:
+    objective = OBJECTIVES[name]
+    options = {"beta": objective.beta, "loss_type": ["sft"], "loss_weights": [objective.sft_weight]}
+    given = {"objective": objective, "gamma": objective.gamma}
+    trainer = make(PairTrainer, rows_of(), ours=given, budget=budget, precompute_ref_log_probs=True, **options)
+    assert trainer.engine is not None and not trainer.objective.needs_reference
+    ours = step(trainer)
+
+    plain = make(PlainTrainer, rows_of(), tiny("llama"), targets=ALL, precompute_ref_log_probs=False)
+    batch = batch_of(plain)
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    plain.model.train()
+    logps = plain.model(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
+    mask = batch["completion_mask"][:, 1:]
+    sums, lengths = (logps * mask).sum(dim=1), mask.sum(dim=1)
+    replies = Replies(*sums.chunk(2), *lengths.chunk(2))
+    expected = trl_loss(name, replies, objective.beta, objective.gamma).mean()
+    chosen_mask = mask.chunk(2)[0].bool()
+    expected = expected - objective.sft_weight * logps.chunk(2)[0][chosen_mask].mean()
+    expected.backward()
+    assert ours.loss == pytest.approx(expected.item(), rel=1e-5)
+    same_gradients(ours.gradients, {n: p.grad for n, p in plain.model.named_parameters() if p.grad is not None})
+    means = replies.means() if objective.mean_rewards else (replies.chosen, replies.rejected)
+    margin = (objective.beta * (means[0] - means[1])).mean().item()
+    assert ours.logs["rewards/margins"] == pytest.approx(margin, rel=1e-4, abs=1e-5)
+
+
+def test_before_the_first_step_dpo_is_ln_2_and_ipo_a_quarter_of_beta_squared(make: Maker) -> None:
+    for name, expected in (("dpo", math.log(2)), ("ipo", 1 / (4 * 0.1**2))):
+        loss_type = OBJECTIVES[name].trl_loss
+        trainer = make(PairTrainer, mixed(), random_adapter=False, loss_type=[loss_type], beta=0.1)
+        assert step(trainer).loss == pytest.approx(expected, rel=1e-6)
+
+
+# --- in the contract
+
+
+def contract(**training: Any) -> Any:
+    return build_contract({"data": {"pairs": "starter"}, "training": training})
+
+
+def test_each_name_has_its_defaults_and_a_given_value_wins() -> None:
+    assert get_args(Training.model_fields["objective"].annotation) == tuple(OBJECTIVES)
+    for name, objective in OBJECTIVES.items():
+        found = contract(objective=name).training
+        assert (found.beta, found.gamma, found.sft_weight) == (objective.beta, objective.gamma, objective.sft_weight)
+        assert contract(objective=name, beta=0.3).training.beta == 0.3
+    assert contract().training.objective == "dpo"
+    assert contract(objective="simpo").training.reward_beta == 0.1
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_trl_gets_the_loss(name: str, tmp_path: Any) -> None:
+    arguments = make_arguments(contract(objective=name), tmp_path, use_cpu=True)
+    losses = [arguments.loss_type] if isinstance(arguments.loss_type, str) else list(arguments.loss_type)
+    assert losses == {"dpo": ["sigmoid"], "ipo": ["ipo"]}.get(name, ["sft"])
+    assert arguments.precompute_ref_log_probs
+
+
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        ({"objective": "dpo", "gamma": 1.0}, "training.gamma: is a margin of objective simpo; dpo has none"),
+        ({"objective": "simpo", "reference": "copy"}, "training.reference: simpo has no reference"),
+        ({"objective": "orpo", "loss_type": "hinge"}, "training.loss_type: belongs to objective dpo"),
+        ({"objective": "ipo", "loss_type": "hinge"}, "training.loss_type: belongs to objective dpo"),
+        ({"objective": "cpo", "ld_alpha": 0.5}, "training.ld_alpha: belongs to objective dpo"),
+        ({"objective": "simop"}, "simpo"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(training: dict[str, Any], told: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        contract(**training)
+    assert told in str(caught.value)
