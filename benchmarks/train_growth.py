@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_growth [--sizes 200 2000]
 
-Each training is a process of its own with Demeanor's defaults on a 25-million-parameter Llama shape (LoRA r 16 on
+Each training is a process of its own with Demeanor's defaults, but with its arithmetic compiled at every size, on a 25-million-parameter Llama shape (LoRA r 16 on
 q_proj and v_proj, bfloat16, batch 8): time a pair and peak memory by number of pairs; the seconds that the reference
 takes in a second training with another beta; and the peak memory of a step over one pair of 4,096 tokens with a
 vocabulary of 32,000.
@@ -117,7 +117,7 @@ def main() -> None:
     print(f"{'':52}{'ms a pair':>10}{'training s':>12}{'reference s':>13}{'peak above weights MiB':>24}")
     for title, found in results.items():
         print(
-            f"{title:52}{found['ms_a_pair']:>10}{found['training_seconds']:>12}{found['reference_seconds']:>13}"
+            f"{title:52}{found['ms_a_pair'] or '-':>10}{found['training_seconds']:>12}{found['reference_seconds']:>13}"
             f"{found['peak_mib_above_weights']:>24}\n    {found['reference']}"
         )
     options.out.parent.mkdir(exist_ok=True)
