@@ -2,7 +2,8 @@
 
     python -m benchmarks.train_growth [--sizes 200 2000]
 
-Each training is a process of its own with Demeanor's defaults, but with its arithmetic compiled at every size, on a 25-million-parameter Llama shape (LoRA r 16 on
+Each training is a process of its own with Demeanor's defaults (arithmetic compiled at every size)
+on a 25-million-parameter Llama shape (LoRA r 16 on
 q_proj and v_proj, bfloat16, batch 8): time a pair and peak memory by number of pairs; the seconds that the reference
 takes in a second training with another beta; and the peak memory of a step over one pair of 4,096 tokens with a
 vocabulary of 32,000.
