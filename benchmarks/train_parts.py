@@ -25,12 +25,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks import machine
 from benchmarks.train_speed import HERE, HH, SHAPES, Pair, real_pairs, sample
 from demeanor.model import keep_freed_memory
-from demeanor.train import elementwise, engine
+from demeanor.train import elementwise, engine, native
 from demeanor.train.dpo import PairCollator
 from demeanor.train.head import TokenScores, score_tokens
 from demeanor.train.kernels import KINDS, fuse
 
 PAIRS = 48
+TAKES = native.takes
 
 
 def plain_head(
@@ -65,6 +66,7 @@ class Variant:
     def turn(self, batches: list[dict[str, torch.Tensor]]) -> float:
         """Seconds of one pass over the batches."""
         engine.score_tokens = plain_head if "lean head" in self.without else score_tokens  # type: ignore[assignment]
+        native.takes = (lambda query: False) if "own attention kernel" in self.without else TAKES  # type: ignore[assignment]
         if "compiled arithmetic" in self.without:
             elementwise.compile_none()
         else:
@@ -84,7 +86,7 @@ def measure(shape: str, batch: int, pairs: list[Pair], repeats: int) -> dict[str
     random.Random(1).shuffle(chosen)
     collate: Callable[..., dict[str, Any]] = PairCollator(0, None, None)
     batches = [collate(chosen[start : start + batch]) for start in range(0, len(chosen), batch)]
-    parts = (*KINDS, "lean head", "compiled arithmetic")
+    parts = (*KINDS, "lean head", "compiled arithmetic", "own attention kernel")
     variants = {"": Variant(shape, ())}
     variants |= {part: Variant(shape, (part,)) for part in parts}
     variants["all of them"] = Variant(shape, parts)

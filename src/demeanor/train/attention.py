@@ -2,10 +2,11 @@
 
 A forward pass that is given `tree=TreeAttention(row)` gets, by what the machine has,
 
-- on a CPU: one call of the flash kernel with a small mask for each tree of up to 256 tokens. A longer tree takes one
-  call for each segment with itself (causal), and one for each segment that branches with all that lies below it (no
-  mask), so that no invisible key is looked at. These parts are put together by their log-sum-exp: with o_i, l_i the
-  output and log-sum-exp of part i, l = log sum exp l_i and o = sum exp(l_i - l) o_i. The backward pass goes part by
+- in bfloat16 on a CPU with matrix tiles: a kernel of our own for the whole row (`native.py`).
+- on another CPU: one call of torch's flash kernel with a small mask for each tree of up to 256 tokens. A longer tree
+  takes one call for each segment with itself (causal), and one for each segment that branches with all that lies below
+  it (no mask), so that no invisible key is looked at. These parts are put together by their log-sum-exp: with o_i, l_i
+  the output and log-sum-exp of part i, l = log sum exp l_i and o = sum exp(l_i - l) o_i. The backward pass goes part by
   part too, with the whole's o and l, as in ring attention (Liu et al. 2023).
 - on CUDA: FlexAttention with a block mask, compiled once for all lengths.
 - else, or where a row has many tiny segments: the plain kernel with a dense mask.
@@ -20,11 +21,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from demeanor.train import native
 from demeanor.train.tree import Row, Segment, additive_mask
 
 NAME = "tree"
@@ -61,6 +64,7 @@ class TreeAttention:
         self.pruned = False  # the last layer has done so
         self.calls = 0  # of layers that asked for it
         self.kind = kind or choose_kind(row, device)
+        self.kind_is_free = kind is None
         self._masks: dict[torch.dtype, torch.Tensor] = {}
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
@@ -71,6 +75,12 @@ class TreeAttention:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         return plan_parts(self.row)
+
+    @cached_property
+    def extents(self) -> tuple[np.ndarray, np.ndarray]:
+        """[L] int32, one past the last place that sees each; [n, 2] int64, where each tree starts and ends."""
+        trees = [(tree[0].start, tree[0].stop) for tree in self.row.trees()]
+        return np.ascontiguousarray(self.row.stops(), dtype=np.int32), np.array(trees, dtype=np.int64)
 
     @cached_property
     def block_mask(self) -> Any:
@@ -160,10 +170,13 @@ def tree_attention_forward(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if (tree.kind == "segments" or tree.kind_is_free) and native.takes(query):
+        native_attention: Any = native.NativeAttention.apply
+        return native_attention(query, key, value, *tree.extents, scale), None
     if tree.kind == "segments":
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        apply: Any = SegmentAttention.apply
-        return apply(query, key, value, tree.parts, scale), None
+        segment_attention: Any = SegmentAttention.apply
+        return segment_attention(query, key, value, tree.parts, scale), None
     grouped = query.shape[1] != key.shape[1]
     if tree.kind == "flex":
         attend = _compiled_flex() if query.is_cuda else _flex()
