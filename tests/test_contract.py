@@ -33,7 +33,8 @@ from demeanor.contract import (
 from demeanor.errors import ContractError, InputError
 from demeanor.settings import apply_overrides
 from demeanor.starter import starter_contract
-from demeanor.trl_options import OURS_NOT_TRL
+from demeanor.train.on_trees import common_options
+from demeanor.trl_options import CONFIGS, OURS_NOT_TRL
 
 SOURCE = Path(demeanor.__file__).parent
 SECTIONS: tuple[type[BaseModel], ...] = (Contract, Behaviour, Promise, Limit, Data, Training, Measurement)
@@ -546,9 +547,12 @@ def test_what_trl_would_refuse_is_refused_with_its_line() -> None:
 
 def test_what_the_trainer_sets_itself_is_a_key_of_ours_or_refused() -> None:
     """Or TRL would be given it twice, after an hour of measuring."""
-    tree = ast.parse((SOURCE / "train" / "dpo.py").read_text("utf-8"))
-    (call,) = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "DPOConfig"]
-    given = {keyword.arg for keyword in call.keywords if keyword.arg}
+    overridable = {"report_to", "logging_steps", "save_total_limit"}
+    given = set(common_options(Training(), Path("out"))) - overridable
+    for name, config in CONFIGS.items():
+        tree = ast.parse((SOURCE / "train" / f"{name}.py").read_text("utf-8"))
+        (call,) = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == config]
+        given |= {keyword.arg for keyword in call.keywords if keyword.arg}
     assert given and given <= set(Training.model_fields) | set(OURS_NOT_TRL)
 
 

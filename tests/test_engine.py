@@ -25,8 +25,9 @@ from trl.trainer.utils import add_fused_lm_head
 from demeanor.starter import starter_file
 from demeanor.train import elementwise
 from demeanor.train.attention import choose_kind, plan_parts
-from demeanor.train.dpo import PROVEN_ON, PairCollator, PairTrainer
+from demeanor.train.dpo import PairCollator, PairTrainer
 from demeanor.train.engine import TreeEngine
+from demeanor.train.on_trees import PROVEN_ON
 from demeanor.train.reference import ReferenceCache
 
 VOCABULARY = 300
@@ -386,7 +387,7 @@ def test_trl_is_of_a_version_whose_seams_were_tested() -> None:
         "fields of FusedCausalLMOutput, the losses that are no mean over pairs (training_step cuts a batch), the "
         "metrics' weights, compute_ref_log_probs, _precompute_ref_logps, _set_signature_columns_if_needed and the "
         "collator's columns; what runs between add_fused_lm_head and the end of __init__. Then add it to "
-        "demeanor.train.dpo.PROVEN_ON."
+        "demeanor.train.on_trees.PROVEN_ON."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from test_engine import ALL, Maker, PlainTrainer, batch_of, make, mixed, same_gr
 from trl.experimental.cpo.cpo_trainer import CPOTrainer
 from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
-from demeanor.contract import Training, build_contract
+from demeanor.contract import build_contract
 from demeanor.errors import ContractError
 from demeanor.objectives import OBJECTIVES, Replies, cpo, orpo, simpo
 from demeanor.train.dpo import PairTrainer, make_arguments
@@ -32,11 +32,11 @@ def gradient(loss: torch.Tensor, replies: Replies) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, (replies.chosen, replies.rejected)))
 
 
-def trl_loss(name: str, replies: Replies, beta: float, gamma: float) -> torch.Tensor:
+def trl_loss(name: str, replies: Replies, beta: float, gamma: float, smoothing: float = 0.0) -> torch.Tensor:
     """Per pair, by TRL's experimental trainers' own functions."""
     device = SimpleNamespace(device="cpu")
     own = SimpleNamespace(
-        beta=beta, simpo_gamma=gamma, alpha=0.0, label_smoothing=0.0, accelerator=device,
+        beta=beta, simpo_gamma=gamma, alpha=0.0, label_smoothing=smoothing, accelerator=device,
         loss_type="simpo" if name == "simpo" else "sigmoid",
     )  # fmt: skip
     if name == "cpo":
@@ -48,11 +48,12 @@ def trl_loss(name: str, replies: Replies, beta: float, gamma: float) -> torch.Te
 
 @pytest.mark.parametrize("name", FREE)
 @pytest.mark.parametrize(("beta", "gamma"), [(0.1, 0.0), (2.0, 1.0), (0.7, 0.3)])
-def test_the_loss_is_trls(name: str, beta: float, gamma: float) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_trls(name: str, beta: float, gamma: float, smoothing: float) -> None:
     replies = some_replies()
     loss = OBJECTIVES[name].loss
     assert loss is not None
-    ours, theirs = loss(replies, beta, gamma), trl_loss(name, replies, beta, gamma)
+    ours, theirs = loss(replies, beta, gamma, smoothing), trl_loss(name, replies, beta, gamma, smoothing)
     torch.testing.assert_close(ours, theirs.double(), rtol=1e-5, atol=1e-7)
     for one, two in zip(gradient(ours.sum(), replies), gradient(theirs.sum(), replies), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
@@ -136,7 +137,6 @@ def contract(**training: Any) -> Any:
 
 
 def test_each_name_has_its_defaults_and_a_given_value_wins() -> None:
-    assert get_args(Training.model_fields["objective"].annotation) == tuple(OBJECTIVES)
     for name, objective in OBJECTIVES.items():
         found = contract(objective=name).training
         assert (found.beta, found.gamma, found.sft_weight) == (objective.beta, objective.gamma, objective.sft_weight)
@@ -145,11 +145,11 @@ def test_each_name_has_its_defaults_and_a_given_value_wins() -> None:
     assert contract(objective="simpo").training.reward_beta == 0.1
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.takes_pairs])
 def test_trl_gets_the_loss(name: str, tmp_path: Any) -> None:
     arguments = make_arguments(contract(objective=name), tmp_path, use_cpu=True)
     losses = [arguments.loss_type] if isinstance(arguments.loss_type, str) else list(arguments.loss_type)
-    assert losses == {"dpo": ["sigmoid"], "ipo": ["ipo"]}.get(name, ["sft"])
+    assert losses == (["sft"] if name in FREE else ["sigmoid" if name == "dpo" else name])
     assert arguments.precompute_ref_log_probs
 
 
@@ -158,13 +158,23 @@ def test_trl_gets_the_loss(name: str, tmp_path: Any) -> None:
     [
         ({"objective": "dpo", "gamma": 1.0}, "training.gamma: is a margin of objective simpo; dpo has none"),
         ({"objective": "simpo", "reference": "copy"}, "training.reference: simpo has no reference"),
-        ({"objective": "orpo", "loss_type": "hinge"}, "training.loss_type: belongs to objective dpo"),
-        ({"objective": "ipo", "loss_type": "hinge"}, "training.loss_type: belongs to objective dpo"),
-        ({"objective": "cpo", "ld_alpha": 0.5}, "training.ld_alpha: belongs to objective dpo"),
-        ({"objective": "simop"}, "simpo"),
+        ({"objective": "orpo", "loss_type": "hinge"}, "training.loss_type: means nothing to objective orpo"),
+        ({"objective": "ipo", "loss_type": "hinge"}, "training.loss_type: means nothing to objective ipo"),
+        ({"objective": "cpo", "ld_alpha": 0.5}, "training.ld_alpha: means nothing to objective cpo"),
+        ({"objective": "orpo", "label_smoothing": 0.1}, "training.label_smoothing: means nothing to objective orpo"),
+        ({"loss_type": ["sigmoid", "hinge"], "loss_weights": [1.0]}, "training.loss_weights: 2 losses take 2 weights"),
+        ({"loss_weights": [1.0, 2.0]}, "training.loss_weights: 1 losses take 1 weights, not 2"),
+        ({"objective": "simop"}, "no objective is called 'simop'; did you mean simpo?"),
     ],
 )
 def test_what_does_not_go_together_is_refused(training: dict[str, Any], told: str) -> None:
     with pytest.raises(ContractError) as caught:
         contract(**training)
     assert told in str(caught.value)
+
+
+def test_several_losses_with_weights_and_an_sft_term(tmp_path: Any) -> None:
+    several = {"loss_type": ["sigmoid", "bco_pair"], "loss_weights": [0.8, 0.2], "sft_weight": 0.5}
+    arguments = make_arguments(contract(**several), tmp_path, use_cpu=True)
+    assert (arguments.loss_type, arguments.loss_weights) == (["sigmoid", "bco_pair", "sft"], [0.8, 0.2, 0.5])
+    assert make_arguments(contract(objective="exo_pair"), tmp_path, use_cpu=True).label_smoothing == 1e-3

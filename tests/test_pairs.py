@@ -173,7 +173,7 @@ def test_each_shape_gives_the_same_pair(tmp_path: Path, shape: str, row: dict[st
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.NAME)
 def test_the_examples_of_the_help_are_rows_of_their_shape(tmp_path: Path, reader: Any) -> None:
-    result = read(tmp_path, json.loads(reader.EXAMPLE))
+    result = read(tmp_path, json.loads(reader.EXAMPLE), labelled=True)
     assert (result.shape, len(result.pairs)) == (reader.NAME, 1)
     assert "\n" not in reader.EXAMPLE and reader.__doc__ and "{" in reader.__doc__
 

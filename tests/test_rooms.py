@@ -12,7 +12,7 @@ import demeanor
 
 SOURCE = Path(demeanor.__file__).parent
 ORDER = (
-    "errors", "records", "settings", "faults", "trl_options", "objectives", "contract", "lock", "workspace", "progress",
+    "errors", "records", "settings", "faults", "objectives", "trl_options", "contract", "lock", "workspace", "progress",
     "model", "tokens", "pairs", "curate", "train", "measure", "prove", "report", "release", "starter", "plan",
     "pipeline", "cli", "__main__",
 )  # fmt: skip

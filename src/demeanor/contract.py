@@ -1,7 +1,8 @@
 """What the user promises about the model: behaviours, data, training, measurement, limits (YAML <-> pydantic).
 
 The contract is a file under version control. A wrong key or value is refused with the key's path, its line, and the
-nearest right one. `training` also takes every option of TRL's DPOConfig and of TrainingArguments under its own name.
+nearest right one. `training` also takes every option of TRL's configuration and of TrainingArguments under its own
+name.
 """
 
 from __future__ import annotations
@@ -20,12 +21,20 @@ from demeanor.records import content_id
 from demeanor.settings import Dumper, Source, apply_overrides, read_yaml
 from demeanor.trl_options import check_trl_options
 
-_OF_DPO = {"f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "label_smoothing",
-           "discopop_tau", "sync_ref_model"}  # fmt: skip
-DPO_OPTIONS = {
-    name: set() if name == "dpo" else {"loss_type"} | (set() if objective.needs_reference else _OF_DPO)
-    for name, objective in OBJECTIVES.items()
-}
+_OF_A_REFERENCE = {"f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "sync_ref_model"}
+
+
+def _unknown_to(name: str) -> set[str]:
+    """The options of TRL's DPOConfig that mean nothing to an objective."""
+    objective = OBJECTIVES[name]
+    if not objective.takes_pairs or name == "dpo":
+        return set()
+    options = {"loss_type", "loss_weights"}
+    options |= set() if objective.needs_reference else _OF_A_REFERENCE
+    options |= set() if name == "discopop" else {"discopop_tau"}
+    return options | (set() if objective.smoothing is not None else {"label_smoothing"})
+
+
 STARTER = "starter"  # in `model`, `data.pairs` and `probes`: the embedded default
 MEASURES = {
     "violating_opening_mass": "probability that the reply begins with one of the violating openings",
@@ -39,8 +48,9 @@ MEASURES = {
     "safe_sampled_rate": "share of the sampled replies that the rule calls safe",
     "invalid_sampled_rate": "share of the sampled replies that are empty or garbled",
     "reply_tokens": "length of the sampled replies, tokens",
-    "reward_accuracy": "share of pairs whose implicit reward is higher for the safe (chosen) reply; after only",
-    "validation_loss": "the DPO loss on the held-out pairs, nats; ln 2 before training",
+    "reward_accuracy": "share of pairs whose implicit reward is higher for the safe (chosen) reply (of one "
+    "labelled alone: above or below 0, by its label); after only",
+    "validation_loss": "the DPO loss on the held-out pairs (a reply alone: against a reward of 0), nats; ln 2 before",
     "length_accuracy": "what the better of 'the longer reply wins' and 'the shorter wins' reaches on the same pairs",
     "displaced_share": "share of pairs whose chosen reply became less likely although the margin grew; after only",
 }
@@ -192,12 +202,14 @@ class Data(_Section):
 
 
 class Training(_Base):
-    """How the adapter is trained. Every other key goes to TRL's DPOConfig under its own name."""
+    """How the adapter is trained. Every other key goes to TRL under its own name."""
 
     model_config = ConfigDict(extra="allow")
 
-    objective: Literal["dpo", "ipo", "simpo", "cpo", "orpo"] = Field(
-        "dpo", description="what is minimised; TRL's other losses of the family by `loss_type` under dpo"
+    objective: str = Field(
+        "dpo",
+        description="what is minimised: dpo, ipo, simpo, cpo, orpo, kto, or one of TRL's DPO losses by its name; "
+        "several of these by `loss_type` and `loss_weights` under dpo",
     )
     engine: Literal["tree", "padded"] = Field(
         "tree", description="tree: what pairs share is computed once; padded: TRL's own batches"
@@ -228,7 +240,7 @@ class Training(_Base):
         1024, ge=2, description="tokens of prompt and reply; longer prompts lose their oldest turns"
     )
     learning_rate: float | None = Field(None, gt=0, description="default: scaled with the model's width")
-    per_device_train_batch_size: int = Field(8, ge=1, description="pairs a step and device")
+    per_device_train_batch_size: int = Field(8, ge=1, description="pairs (kto: replies) a step and device")
     gradient_accumulation_steps: int = Field(1, ge=1, description="steps added up for one update")
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the pairs")
     warmup_steps: float = Field(0.1, ge=0, description="share (under 1) or number of steps with a rising learning rate")
@@ -244,6 +256,13 @@ class Training(_Base):
     )
     attn_implementation: str | None = Field(None, description="default: flash_attention_2 when installed, else sdpa")
     seed: int = Field(0, ge=0, lt=2**32, description="of the data order and the adapter's start")
+
+    @field_validator("objective", mode="after")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in OBJECTIVES:
+            raise fault(f"no objective is called {name!r}{nearest(name, OBJECTIVES)}")
+        return name
 
     @field_validator("lora_target_modules", mode="after")
     @classmethod
@@ -270,7 +289,7 @@ class Training(_Base):
 
     @property
     def trl_options(self) -> dict[str, Any]:
-        """The keys that are not ours and go to TRL's DPOConfig unchanged."""
+        """The keys that are not ours and go to TRL's configuration unchanged."""
         return dict(self.model_extra or {})
 
 
@@ -321,9 +340,24 @@ class Contract(_Section):
             raise fault(f"is a margin of objective simpo; {training.objective} has none", "training", "gamma")
         if not training.needs_reference and training.reference != "precomputed":
             raise fault(f"{training.objective} has no reference: leave this out", "training", "reference")
+        if training.objective == "kto":
+            if training.sft_weight:
+                raise fault("belongs to objectives that take pairs; kto has no SFT term", "training", "sft_weight")
+            if training.per_device_train_batch_size < 2:
+                raise fault(
+                    "kto estimates the KL divergence from a batch: it needs 2 replies or more",
+                    "training",
+                    "per_device_train_batch_size",
+                )
         for name in training.trl_options:
-            if name in DPO_OPTIONS[training.objective]:
-                raise fault(f"belongs to objective dpo; {training.objective} does not know it", "training", name)
+            if name in _unknown_to(training.objective):
+                raise fault(f"means nothing to objective {training.objective}", "training", name)
+        losses = training.trl_options.get("loss_type", "sigmoid")
+        losses, weights = [losses] if isinstance(losses, str) else losses, training.trl_options.get("loss_weights")
+        if isinstance(losses, list) and isinstance(weights, list) and len(losses) != len(weights):
+            raise fault(
+                f"{len(losses)} losses take {len(losses)} weights, not {len(weights)}", "training", "loss_weights"
+            )
         for name, behaviour in self.behaviours.items():
             if behaviour.kind == "transient" and "{" + name + "}" not in (self.system_prompt or ""):
                 raise fault(f"has no place in system_prompt: write {{{name}}} there", "behaviours", name)

@@ -2,7 +2,8 @@
 
 Notation: w and l are the winning and the losing reply of a pair, log p(y) the sum of the log-probabilities (nats) of a
 reply's tokens under the policy, |y| their number, r(y) = log p(y) - log p_ref(y) with the reference of the model before
-training, s the logistic function. A loss is a mean over pairs. The SFT term is -log p(w) / |w| over all winning tokens.
+training, d = r(w) - r(l), s the logistic function, e `label_smoothing`, the share of labels that are wrong. A loss is a
+mean over pairs. The SFT term is -log p(w) / |w| over all winning tokens.
 """
 
 from __future__ import annotations
@@ -33,41 +34,51 @@ class Replies:
 class Objective:
     """What a name in the contract stands for.
 
-    `trl_loss` is TRL's name of the loss; without one `loss` computes it from (replies, beta, gamma), [B], nats, and
-    `rewards` says what the logged rewards are: beta times the replies' log-probabilities, or times their means.
+    `trl_loss` is TRL's name of the loss; without one `loss` computes it from (replies, beta, gamma, e), [B], nats, and
+    the logged rewards are beta times the replies' log-probabilities, or times their means per token (`mean_rewards`).
     """
 
     formula: str
     source: str
-    beta: float
+    beta: float = 0.1
     gamma: float = 0.0
     sft_weight: float = 0.0
     learning_rate: float = 1.0  # times the default of DPO
     trl_loss: str | None = None
-    loss: Callable[[Replies, float, float], torch.Tensor] | None = None
+    loss: Callable[[Replies, float, float, float], torch.Tensor] | None = None
     mean_rewards: bool = False
+    smoothing: float | None = None  # default of e; None: it has none
+    trainer: str = "dpo"  # the file of `train/` that has it
 
     @property
     def needs_reference(self) -> bool:
         return self.loss is None
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Else single replies, each labelled good or bad; a pair is two of them."""
+        return self.trainer == "dpo"
 
-def simpo(replies: Replies, beta: float, gamma: float) -> torch.Tensor:
+
+def simpo(replies: Replies, beta: float, gamma: float, smoothing: float = 0.0) -> torch.Tensor:
     """-log s(beta (log p(w) / |w| - log p(l) / |l|) - gamma), [B]."""
-    from torch.nn.functional import logsigmoid
-
     chosen, rejected = replies.means()
-    return -logsigmoid(beta * (chosen - rejected) - gamma)
+    return _smoothed(beta * (chosen - rejected) - gamma, smoothing)
 
 
-def cpo(replies: Replies, beta: float, gamma: float) -> torch.Tensor:
+def cpo(replies: Replies, beta: float, gamma: float, smoothing: float = 0.0) -> torch.Tensor:
     """-log s(beta (log p(w) - log p(l))), [B]."""
+    return _smoothed(beta * (replies.chosen - replies.rejected), smoothing)
+
+
+def _smoothed(margin: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """-(1 - e) log s(margin) - e log s(-margin)."""
     from torch.nn.functional import logsigmoid
 
-    return -logsigmoid(beta * (replies.chosen - replies.rejected))
+    return -(1 - smoothing) * logsigmoid(margin) - smoothing * logsigmoid(-margin)
 
 
-def orpo(replies: Replies, beta: float, gamma: float) -> torch.Tensor:
+def orpo(replies: Replies, beta: float, gamma: float, smoothing: float = 0.0) -> torch.Tensor:
     """-beta log s(log odds(w) - log odds(l)), [B], with odds(y) = P / (1 - P) and P the geometric mean of the tokens'
     probabilities."""
     from torch.nn.functional import logsigmoid
@@ -89,16 +100,10 @@ def _log1mexp(x: torch.Tensor) -> torch.Tensor:
 
 
 OBJECTIVES = {
-    "dpo": Objective(
-        "-log s(beta (r(w) - r(l)))",
-        "Rafailov et al. 2023, Direct Preference Optimization",
-        beta=0.1,
-        trl_loss="sigmoid",
-    ),
+    "dpo": Objective("-log s(beta d)", "Rafailov et al. 2023, Direct Preference Optimization", trl_loss="sigmoid"),
     "ipo": Objective(
         "(r(w) / |w| - r(l) / |l| - 1 / (2 beta))^2",
         "Azar et al. 2023, A General Theoretical Paradigm to Understand Learning from Human Preferences",
-        beta=0.1,
         trl_loss="ipo",
     ),
     "simpo": Objective(
@@ -108,20 +113,73 @@ OBJECTIVES = {
         gamma=1.0,
         loss=simpo,
         mean_rewards=True,
+        smoothing=0.0,
     ),
     "cpo": Objective(
         "-log s(beta (log p(w) - log p(l))) + SFT",
         "Xu et al. 2024, Contrastive Preference Optimization",
-        beta=0.1,
         sft_weight=1.0,
         loss=cpo,
+        smoothing=0.0,
     ),
     "orpo": Objective(
         "SFT - beta log s(log odds(w) - log odds(l)), odds of the geometric mean of a reply's token probabilities",
         "Hong et al. 2024, ORPO (lambda is beta here, as in TRL)",
-        beta=0.1,
         sft_weight=1.0,
         loss=orpo,
         mean_rewards=True,
+    ),
+    "kto": Objective(
+        "1 - s(beta (r(y) - z)) of a good reply, 1 - s(beta (z - r(y))) of a bad one, z = KL of policy and reference",
+        "Ethayarajh et al. 2024, KTO",
+        trainer="kto",
+    ),
+    "hinge": Objective("max(0, 1 - beta d)", "Zhao et al. 2023, SLiC-HF; Liu et al. 2023, RSO", trl_loss="hinge"),
+    "robust": Objective(
+        "(-(1 - e) log s(beta d) + e log s(-beta d)) / (1 - 2 e)",
+        "Chowdhury et al. 2024, Provably Robust DPO",
+        trl_loss="robust",
+        smoothing=0.0,
+    ),
+    "exo_pair": Objective(
+        "KL of (s(beta d), s(-beta d)) and (1 - e, e)",
+        "Ji et al. 2024, EXO, eq. 16",
+        trl_loss="exo_pair",
+        smoothing=1e-3,
+    ),
+    "nca_pair": Objective(
+        "-log s(beta r(w)) - log s(-beta r(w)) / 2 - log s(-beta r(l)) / 2",
+        "Chen et al. 2024, Noise Contrastive Alignment",
+        trl_loss="nca_pair",
+    ),
+    "bco_pair": Objective(
+        "-log s(beta r(w)) - log s(-beta r(l))", "Jung et al. 2024, Binary Classifier Optimization", trl_loss="bco_pair"
+    ),
+    "sppo_hard": Objective(
+        "(r(w) - 1 / (2 beta))^2 + (r(l) + 1 / (2 beta))^2", "Wu et al. 2024, SPPO", trl_loss="sppo_hard"
+    ),
+    "aot": Objective(
+        "-(1 - e) log s(beta d) - e log s(-beta d), d of the batch's log-ratios sorted, policy against reference",
+        "Melnyk et al. 2024, Alignment via Optimal Transport",
+        trl_loss="aot",
+        smoothing=0.0,
+    ),
+    "aot_unpaired": Objective(
+        "the same, d of the batch's r(w) sorted against its r(l) sorted",
+        "Melnyk et al. 2024, Alignment via Optimal Transport",
+        trl_loss="aot_unpaired",
+        smoothing=0.0,
+    ),
+    "apo_zero": Objective(
+        "1 - s(beta r(w)) + s(beta r(l))", "D'Oosterlinck et al. 2024, APO, eq. 7", trl_loss="apo_zero"
+    ),
+    "apo_down": Objective("s(beta r(w)) + 1 - s(beta d)", "D'Oosterlinck et al. 2024, APO, eq. 8", trl_loss="apo_down"),
+    "discopop": Objective(
+        "(1 - m) log(1 + exp(-beta d)) + m exp(-beta d), m = s(beta d / discopop_tau)",
+        "Lu et al. 2024, DiscoPOP, eq. 5",
+        trl_loss="discopop",
+    ),
+    "sigmoid_norm": Objective(
+        "-log s(beta (r(w) / |w| - r(l) / |l|))", "Lambert et al. 2024, Tulu 3", trl_loss="sigmoid_norm"
     ),
 }

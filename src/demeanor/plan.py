@@ -17,6 +17,7 @@ from demeanor.contract import STARTER, Contract, build_contract
 from demeanor.curate import split_pairs
 from demeanor.errors import InputError, PairsError
 from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
+from demeanor.objectives import OBJECTIVES
 from demeanor.pairs import read_pairs
 from demeanor.records import DroppedRow, PreferencePair, Probe
 from demeanor.settings import apply_overrides
@@ -215,7 +216,11 @@ def _read_all_pairs(
     default = permanent[0] if len(permanent) == 1 else DEFAULT_BEHAVIOUR
     for name in data.pairs:
         result = read_pairs(
-            _starter_path(name) if name == STARTER else name, behaviour=default, split=data.split, limit=data.max_pairs
+            _starter_path(name) if name == STARTER else name,
+            behaviour=default,
+            split=data.split,
+            limit=data.max_pairs,
+            labelled=not OBJECTIVES[contract.training.objective].takes_pairs,
         )
         pairs += result.pairs
         dropped += result.dropped

@@ -48,8 +48,9 @@ def content_id(*parts: Any) -> str:
 class PreferencePair(Record):
     """A prompt x with the reply that won (y_w) and the one that lost (y_l). A tie is not a pair.
 
-    `id` depends on the texts alone. `row` is the row of `source` it was read from, counted from 1; `attack` names the
-    family of the attack that the prompt is.
+    A reply that was labelled on its own, good (y_w) or bad (y_l), has "" on the other side. `id` depends on the texts
+    alone. `row` is the row of `source` it was read from, counted from 1; `attack` names the family of the attack that
+    the prompt is.
     """
 
     id: str
@@ -66,6 +67,10 @@ class PreferencePair(Record):
     def make(cls, prompt: tuple[Message, ...], chosen: str, rejected: str, **more: Any) -> PreferencePair:
         turns = [[m.role, m.content] for m in prompt]
         return cls(content_id(turns, chosen, rejected), prompt, chosen, rejected, **more)
+
+    @property
+    def is_single(self) -> bool:
+        return not (self.chosen and self.rejected)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PreferencePair:
@@ -103,7 +108,8 @@ class Probe(Record):
 
     @classmethod
     def from_pair(cls, pair: PreferencePair, behaviour: str) -> Probe:
-        return cls(pair.id, behaviour, pair.prompt, (pair.rejected,), (pair.chosen,), pair.attack)
+        violating, safe = (tuple(text for text in (side,) if text) for side in (pair.rejected, pair.chosen))
+        return cls(pair.id, behaviour, pair.prompt, violating, safe, pair.attack)
 
 
 @dataclass(frozen=True, slots=True)

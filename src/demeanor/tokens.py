@@ -25,7 +25,8 @@ class Refused(InputError):
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
-    """A pair as token ids: `prompt_ids` are shared, each reply ends with one end-of-turn token."""
+    """A pair as token ids: `prompt_ids` are shared, each reply ends with one end-of-turn token. Of a reply labelled on
+    its own the other side is empty."""
 
     id: str
     prompt_ids: list[int]
@@ -103,9 +104,10 @@ class Tokenizer:
         Raises:
             Refused: by a rule, or because the replies alone and the last turn do not fit.
         """
-        messages, cut = self.fit(pair.prompt, (pair.chosen, pair.rejected), system, max_length)
+        texts = pair.chosen, pair.rejected
+        messages, cut = self.fit(pair.prompt, tuple(text for text in texts if text), system, max_length)
         prompt = self.prompt(messages, system)
-        chosen, rejected = (self.reply(messages, text, system) for text in (pair.chosen, pair.rejected))
+        chosen, rejected = (self.reply(messages, text, system) if text else [] for text in texts)
         if chosen == rejected:
             raise Refused("chosen and rejected have the same tokens")
         return TokenizedPair(pair.id, prompt, chosen, rejected, cut)

@@ -1,4 +1,4 @@
-"""The keys of `training` that are not ours: options of TRL's DPOConfig, checked as TRL declares them."""
+"""The keys of `training` that are not ours: options of TRL's configurations, checked as TRL declares them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, TypeA
 
 from demeanor.errors import ContractError, one_line
 from demeanor.faults import nearest, nearest_key
+from demeanor.objectives import OBJECTIVES
 from demeanor.settings import Source
 
 
 def check_trl_options(training: BaseModel, source: Source, root: type[BaseModel]) -> None:
-    """Refuse a training key that neither we nor TRL's DPOConfig know, and a value of another type than TRL's.
+    """Refuse a training key that neither we nor TRL's trainer of the objective know, and a value of another type.
 
     TRL is imported only when there is such a key.
 
@@ -24,9 +25,11 @@ def check_trl_options(training: BaseModel, source: Source, root: type[BaseModel]
     ours, extra = type(training).model_fields, training.model_extra
     if not extra:
         return
-    from trl import DPOConfig
+    import trl
 
-    types = {field.name: field.type for field in fields(DPOConfig) if field.init}
+    trainer = OBJECTIVES[training.objective].trainer  # type: ignore[attr-defined]
+    types = {field.name: field.type for field in fields(getattr(trl, CONFIGS[trainer])) if field.init}
+    losses = LOSSES[trainer]
     for name, value in extra.items():
         where = source.at(("training", name))
         if name in OURS_NOT_TRL:
@@ -35,20 +38,24 @@ def check_trl_options(training: BaseModel, source: Source, root: type[BaseModel]
             hint = nearest(name, ours, 0.75) or nearest_key(name, [*ours, *types], root)
             raise ContractError(f"unknown key training.{name}{hint}", where=where)
         for word in ([value] if isinstance(value, str) else value or []) if name == "loss_type" else []:
-            if word not in LOSSES:
+            if word not in losses:
                 raise ContractError(
-                    f"training.loss_type: no loss is called {word!r}{nearest(str(word), LOSSES)}", where=where
+                    f"training.loss_type: no loss is called {word!r}{nearest(str(word), losses)}", where=where
                 )
         if not _fits(value, types[name]):
             kind = getattr(types[name], "__name__", None) or str(types[name])
             raise ContractError(f"training.{name}: must be {kind}, not {one_line(repr(value), 60)}", where=where)
 
 
+CONFIGS = {"dpo": "DPOConfig", "kto": "KTOConfig"}  # of TRL, by the file of `train/`
 # TRL 1.16 names them only where it computes them
-LOSSES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
+LOSSES = {
+    "dpo": (
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    ),
+    "kto": ("kto", "apo_zero_unpaired"),
+}  # fmt: skip
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -77,5 +84,4 @@ OURS_NOT_TRL = {
     "precompute_ref_log_probs": "write `reference: precomputed`",
     "truncation_mode": "replies are never cut; a prompt that is too long loses its oldest turns",
     "remove_unused_columns": "it would remove the pairs' tokens",
-    "loss_weights": "use `sft_weight` for the SFT term",
 }

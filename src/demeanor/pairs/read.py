@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.errors import PairsError
+from demeanor.pairs import labelled as labelled_replies
 from demeanor.pairs.columns import canonical, read_confidence, read_label
 from demeanor.pairs.files import read_values, source_name
 from demeanor.pairs.reasons import (
@@ -47,7 +48,12 @@ class ReadResult:
 
 
 def read_pairs(
-    source: str | Path, *, behaviour: str | None = None, split: str = "train", limit: int | None = None
+    source: str | Path,
+    *,
+    behaviour: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    labelled: bool = False,
 ) -> ReadResult:
     """Read preference pairs of any known shape. Pairs that stand there twice are kept: the audit looks at them.
 
@@ -56,6 +62,7 @@ def read_pairs(
         behaviour: of the rows that name none.
         split: of a data set that has several.
         limit: read at most so many rows.
+        labelled: take single replies with a label too; else they are refused.
 
     Raises:
         PairsError: the source cannot be read, has no known shape, or holds no usable row.
@@ -67,7 +74,7 @@ def read_pairs(
     head = list(islice(rows, NUM_ROWS_LOOKED_AT))
     if not head:
         raise PairsError("holds no rows", where=where, remedy="give a file with at least one pair")
-    reader = find_reader([row for _, row in head], where)
+    reader = find_reader([row for _, row in head], where, labelled=labelled)
 
     pairs: list[PreferencePair] = []
     dropped: list[DroppedRow] = []
@@ -93,7 +100,7 @@ def _read_row(row: Any, reader: Reader, name: str, number: int, behaviour: str |
     if row.get("tools") not in (None, "", "[]", []):
         raise Unusable(NO_TOOLS)
     prompt, chosen, rejected = reader.to_pair(row)
-    _check(prompt, chosen, rejected)
+    _check(prompt, chosen, rejected, single=reader.NAME == labelled_replies.NAME)
     return PreferencePair.make(
         prompt,
         chosen,
@@ -106,15 +113,15 @@ def _read_row(row: Any, reader: Reader, name: str, number: int, behaviour: str |
     )
 
 
-def _check(prompt: Turns, chosen: str, rejected: str) -> None:
-    """What every shape has in common: a question of the user's, and two replies that differ."""
+def _check(prompt: Turns, chosen: str, rejected: str, *, single: bool) -> None:
+    """What every shape has in common: a question of the user's, and two replies that differ (or a single one)."""
     if not any(turn.role != "system" for turn in prompt):
         raise Unusable(EMPTY_PROMPT)
     if prompt[-1].role != "user":
         raise Unusable(NOT_USERS_TURN)
     if not prompt[-1].content.strip():
         raise Unusable(EMPTY_PROMPT)
-    if not chosen.strip() or not rejected.strip():
+    if [bool(text.strip()) for text in (chosen, rejected)].count(True) < (1 if single else 2):
         raise Unusable(EMPTY_REPLY)
     if chosen.strip() == rejected.strip():
         raise Unusable(IDENTICAL)

@@ -1,8 +1,8 @@
 """Which shape a file has: the reader that knows most of its first rows.
 
 The shapes do not overlap but for one case: two transcripts are also two texts. The order below decides: the clear
-shape wins. Two kinds of rows are recognised only to be refused with a better message: single labelled replies, and
-rows with images.
+shape wins. Two kinds of rows are recognised only to be refused with a better message: labelled replies that belong to
+no prompt, and rows with images.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from demeanor.errors import PairsError, one_line
 from demeanor.pairs import alpaca, hh, sharegpt, trl, v1
+from demeanor.pairs import labelled as labelled_replies
 from demeanor.pairs.columns import ambiguity, canonical
 from demeanor.pairs.turns import Turns, is_media
 
@@ -33,16 +34,19 @@ class Reader(Protocol):
         """Prompt, chosen and rejected; raises Unusable."""
 
 
-READERS: tuple[Reader, ...] = (hh, v1, sharegpt, alpaca, trl)
+READERS: tuple[Reader, ...] = (labelled_replies, hh, v1, sharegpt, alpaca, trl)
 SHAPES = {reader.NAME: reader.EXAMPLE for reader in READERS}  # for help texts
 
-_LABELLED = "single labelled replies"
+_LABELLED = "labelled texts"
 _IMAGES = "rows with images"
 _MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 
 
-def find_reader(rows: Sequence[Any], where: str) -> Reader:
+def find_reader(rows: Sequence[Any], where: str, *, labelled: bool = False) -> Reader:
     """The reader that matches most of the rows; of two that match equally many, the one that stands first above.
+
+    Args:
+        labelled: take single replies with a label.
 
     Raises:
         PairsError: none matches; the message shows the first row and lists the shapes.
@@ -51,11 +55,13 @@ def find_reader(rows: Sequence[Any], where: str) -> Reader:
     if not votes:
         raise _no_shape(rows, where)
     winner = max((*SHAPES, _LABELLED, _IMAGES), key=lambda kind: votes[kind])  # max takes the first of equals
-    if winner == _LABELLED:
+    if winner == _LABELLED or (winner == labelled_replies.NAME and not labelled):
+        readable = winner == labelled_replies.NAME
         raise PairsError(
             "these are single replies with a thumbs-up or -down label, not pairs",
             where=where,
-            remedy="a pair needs a chosen and a rejected reply to one prompt",
+            remedy="a pair needs a chosen and a rejected reply to one prompt"
+            + ("; single replies are what `training.objective: kto` takes" if readable else ""),
         )
     if winner == _IMAGES:
         raise PairsError("pairs with images, video or sound are not supported", where=where, remedy="give text pairs")
@@ -91,17 +97,8 @@ def _kind(row: Any) -> str | None:
     row = canonical(row)
     if holds_media(row):
         return _IMAGES
-    if _is_labelled(row):
-        return _LABELLED
-    return next((reader.NAME for reader in READERS if reader.matches(row)), None)
-
-
-def _is_labelled(row: dict[str, Any]) -> bool:
-    label = row.get("label") if row.get("label") is not None else row.get("kto_tag")
-    flag = str(label).strip().lower() in ("true", "false", "0", "1")
-    replies = ("completion", "messages", "conversations", "output", "response")
-    pair = ("chosen", "rejected", "chosen_messages", "rejected_messages")
-    return flag and any(row.get(name) for name in replies) and all(row.get(name) is None for name in pair)
+    name = next((reader.NAME for reader in READERS if reader.matches(row)), None)
+    return name or (_LABELLED if labelled_replies.has_label(row) else None)
 
 
 def _no_shape(rows: Sequence[Any], where: str) -> PairsError:

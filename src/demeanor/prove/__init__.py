@@ -47,16 +47,23 @@ def prove_contract(before: Sequence[Score], after: Sequence[Score], contract: Co
 
 
 def joint_values(before: Score, after: Score, beta: float) -> dict[str, float | None]:
-    """What only the two sides together tell of a probe with a chosen (safe) and a rejected (violating) reply.
+    """What only the two sides together tell of a probe with a chosen (safe) and a rejected (violating) reply, or one.
 
     The implicit reward of a reply is beta (log p_after - log p_before); the validation loss is the DPO loss
     -log sigmoid(margin of the rewards), nats (Rafailov et al. 2023, eq. 7), because the base model is the reference.
+    A reply that was labelled on its own is held against a reward of 0.
     """
-    gain_safe, gain_violating = (_gain(before, after, name) for name in ("safe_logp", "violating_logp"))
+    safe_tokens, violating_tokens = before.values.get("safe_tokens"), before.values.get("violating_tokens")
+    gain_safe, gain_violating = (
+        _gain(before, after, f"{side}_logp") if tokens is not None or both_missing else 0.0
+        for side, tokens, both_missing in (
+            ("safe", safe_tokens, violating_tokens is None),
+            ("violating", violating_tokens, safe_tokens is None),
+        )
+    )
     if gain_safe is None or gain_violating is None:
         return dict.fromkeys(_JOINT)
     margin = beta * (gain_safe - gain_violating)
-    safe_tokens, violating_tokens = before.values.get("safe_tokens"), before.values.get("violating_tokens")
     return {
         "reward_accuracy": _share_above(margin, 0.0),
         "length_accuracy": (

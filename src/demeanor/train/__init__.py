@@ -1,4 +1,4 @@
-"""Pairs -> adapter. DPO through TRL, resumable, with a check that training starts where the reference stands."""
+"""Pairs -> adapter, through TRL, resumable, with a check that training starts where the reference stands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,12 @@ def train_adapter(
     """
     if not pairs:
         raise InputError("there is no pair to train on")
+    from transformers.trainer_callback import PrinterCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from demeanor.train import adapter, callbacks, dpo, elementwise
+    from demeanor.train import adapter, callbacks, elementwise
     from demeanor.train.memory import estimate_memory
+    from demeanor.train.on_trees import check_step0
     from demeanor.train.reference import ReferenceCache, reference_key
 
     disable_progress_bar()
@@ -107,22 +110,29 @@ def train_adapter(
         num_tokens = sum(p.num_tokens for p in pairs) * (settings.num_train_epochs + 1)  # once more for the reference
         compiled = elementwise.worth_compiling(shape.num_hidden_layers, shape.hidden_size, num_tokens, base.device.type)
     stopper = _Stopper()
-    trainer = dpo.make_trainer(
-        policy,
-        config,
-        reference,
-        tokenizer,
-        pairs,
+    family = _family(contract)
+    arguments = family.make_arguments(
         contract,
         checkpoints,
         learning_rate=learning_rate,
         bf16=bf16,
         gradient_checkpointing=checkpointing,
+        use_cpu=base.device.type == "cpu",
+    )
+    trainer = family.make_trainer(
+        contract,
+        arguments,
+        tokenizer,
+        pairs,
+        model=policy,  # with a starting adapter TRL keeps a frozen copy of it as the reference; else the adapter off
+        ref_model=reference,
+        peft_config=config,
+        trees=settings.engine == "tree",
         compiled=compiled,
         callbacks=[
-            # without a reference no reward tells how far a reply has moved
+            # without a reference no reward tells how far a reply has moved, and single replies have no margin
             callbacks.Watch(
-                settings.beta if objective.needs_reference else math.inf,
+                settings.beta if objective.needs_reference and objective.takes_pairs else math.inf,
                 settings.sft_weight,
                 advance,
                 report,
@@ -135,7 +145,8 @@ def train_adapter(
         referred=referred,
         say=say,
     )
-    step0 = dpo.check_step0(trainer, bf16=bf16) if objective.needs_reference else None
+    trainer.remove_callback(PrinterCallback)
+    step0 = check_step0(trainer, bf16=bf16) if objective.needs_reference else None
     checkpoint = callbacks.last_checkpoint(checkpoints, key)
     if checkpoint is not None:
         say(f"resumed from {checkpoint.name}")
@@ -171,6 +182,11 @@ def train_adapter(
     }
 
 
+def _family(contract: Contract) -> Any:
+    """The module that has the contract's objective: `make_arguments` and `make_trainer`."""
+    return import_module(f"demeanor.train.{OBJECTIVES[contract.training.objective].trainer}")
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -186,10 +202,10 @@ def check_training(source: ModelSource, contract: Contract) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from demeanor.train import adapter, dpo
+    from demeanor.train import adapter
 
     with tempfile.TemporaryDirectory() as folder:
-        dpo.make_arguments(contract, Path(folder), bf16=contract.training.bf16 or False, use_cpu=True)
+        _family(contract).make_arguments(contract, Path(folder), bf16=contract.training.bf16 or False, use_cpu=True)
     if source.adapter is None:
         try:
             config = AutoConfig.from_pretrained(source.base, trust_remote_code=contract.trust_remote_code)

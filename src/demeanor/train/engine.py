@@ -1,9 +1,9 @@
 """The engine: token log-probabilities of a padded batch, computed on prefix trees.
 
-A batch comes in as TRL lays it out (input_ids [2B, L], the chosen replies first) and goes out as TRL wants it (one
-value for each next token, [2B, L - 1]). In between, the sequences become trees (`tree.py`), the trees fill rows, and
-each row goes through the model once; only the places before a reply's tokens go through the language-model head
-(`head.py`).
+A batch comes in as TRL lays it out (input_ids [N, L]; of B pairs N = 2B, the chosen replies first) and goes out as TRL
+wants it (one value for each next token, [N, L - 1]). In between, the sequences become trees (`tree.py`), the trees fill
+rows, and each row goes through the model once; only the places before a reply's tokens go through the language-model
+head (`head.py`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ROW_BUDGET = 2048  # tokens a row
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A padded batch as rows. `pairs[r]` are the numbers of the pairs that lie in row r."""
+    """A padded batch as rows. `groups[r]` are the numbers of the pairs (or single sequences) that lie in row r."""
 
     rows: list[Row]
-    pairs: list[list[int]]
+    groups: list[list[int]]
 
 
 class TreeEngine:
@@ -38,30 +38,34 @@ class TreeEngine:
         model: a causal language model of transformers, without its PEFT wrapper; its attention is switched to the tree
             attention, which is "sdpa" for everybody else.
         row_budget: tokens a row.
+        paired: sequences i and i + B of a batch [2B, L] end up in one row; else each stands for itself.
     """
 
-    def __init__(self, model: Any, row_budget: int = ROW_BUDGET) -> None:
+    def __init__(self, model: Any, row_budget: int = ROW_BUDGET, *, paired: bool = True) -> None:
         register()
         model.set_attn_implementation(NAME)
         self.model = model
-        self.row_budget = row_budget
+        self.row_budget, self.paired = row_budget, paired
         self.kind: str | None = None  # of attention, instead of what suits the row
         self.figures = True  # that are logged beside the log-probabilities
         self.last_calls = 0  # layers that asked for the last row's tree
         self._last: tuple[torch.Tensor, Batch] | None = None
 
     def plan(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Batch:
-        """The rows of a padded batch [2B, L] whose rows i and i + B are a pair."""
+        """The rows of a padded batch [N, L]."""
         if self._last is not None and self._last[0] is input_ids:
             return self._last[1]
         lengths = attention_mask.sum(dim=1).tolist()
         ids = input_ids.cpu().numpy()
         sequences = [ids[i, :length].tolist() for i, length in enumerate(lengths)]
-        half = len(sequences) // 2
-        rows = plan_rows([(sequences[i], sequences[i + half]) for i in range(half)], self.row_budget)
+        half = self._num_groups(len(sequences))
+        rows = plan_rows([sequences[i::half] for i in range(half)], self.row_budget)
         batch = Batch(rows, [sorted({group for group, _ in row.members}) for row in rows])
         self._last = (input_ids, batch)
         return batch
+
+    def _num_groups(self, num_sequences: int) -> int:
+        return num_sequences // 2 if self.paired else num_sequences
 
     @contextmanager
     def only_log_probs(self) -> Iterator[None]:
@@ -73,9 +77,9 @@ class TreeEngine:
             self.figures = True
 
     def score(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> TokenScores:
-        """Scores of each label at its place, [2B, L - 1]; 0 where the label is -100."""
+        """Scores of each label at its place, [N, L - 1]; 0 where the label is -100."""
         batch = self.plan(input_ids, attention_mask)
-        half = len(input_ids) // 2
+        half = self._num_groups(len(input_ids))
         wanted = labels[:, 1:] != -100
         found, where = [], []
         for row in batch.rows:
