@@ -59,6 +59,8 @@ class Workspace:
     report = property(lambda self: self.folder / "report.html")
     model = property(lambda self: self.folder / "model")
     release = property(lambda self: self.folder / "release.json")
+    compared = property(lambda self: self.folder / "compare.json")  # these two in a folder of runs, not in a run
+    compared_page = property(lambda self: self.folder / "compare.html")
 
     def scores(self, side: str) -> Path:
         return self.folder / "scores" / f"{side}.jsonl"
