@@ -39,6 +39,7 @@ from demeanor.workspace import STAGES, Workspace, digest
 OBJECTIVE = "training.objective"
 TUNED = ("beta", "gamma", "sft_weight", "learning_rate")  # keys whose right value depends on the objective
 _LONGEST_NAME = 120
+_KEPT = re.compile(r"[\w.+-]+")  # of a value in a folder's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,8 +331,8 @@ def _ended(code: int) -> str:
 
 def _name(chosen: dict[str, str]) -> str:
     """`objective-dpo_beta-0.05`: a folder's name."""
-    parts = (f"{key.removeprefix('training.')}-{value}" for key, value in chosen.items())
-    name = "_".join(re.sub(r"[^\w.+-]+", "-", part).strip("-") for part in parts)
+    parts = (f"{key.removeprefix('training.')}-{'-'.join(_KEPT.findall(value))}" for key, value in chosen.items())
+    name = "_".join(parts)
     if len(name) > _LONGEST_NAME:
         raise ContractError(f"a run's name would be too long: {one_line(name, 60)}", where="--sweep")
     return name
