@@ -4,6 +4,8 @@
     checkpoints/ adapter/ training.json
     scores/{before,after}.jsonl replies/{before,after}.jsonl verdict.json report.html model/ release.json
 
+A folder of runs that were compared holds compare.json and compare.html beside them.
+
 `manifest.json` makes a folder a run's; it records for each stage the digest of its inputs and the SHA-256 of each file
 it wrote. A stage whose inputs are unchanged is not run again; when one of its files was altered meanwhile, the run is
 refused with the name. Every file and folder is written aside, synced and renamed, so that a killed process leaves the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,21 +14,24 @@ if TYPE_CHECKING:
     from demeanor.compare import RunsCompared
     from demeanor.workspace import Workspace
 
+_WIDTH = 130  # columns of the table where there is no terminal to fit it to
+
 PriceOption = Annotated[
     float | None, typer.Option("--price-per-hour", help="Of one core, or of one GPU; adds the money to the cost.")
 ]
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of finished runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of finished runs.")],
     out: Annotated[Path, typer.Option(help="Where compare.json and compare.html are written.")] = Path("runs/compare"),
     price_per_hour: PriceOption = None,
     settings: common.SetOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Compare runs over the same model, pairs and probes: proof, collateral damage, time, memory and cost of each.
+    """Finished runs side by side: proof, collateral damage, time, memory and cost of each, and which to take.
 
-    A recommendation states its rule. Exit code 0: there is one; 1: no run holds all its limits.
+    They must share the model, the pairs, the probes and how they were measured. Exit code 0: a run is recommended; 1:
+    none holds all its limits.
 
     Example:
 
@@ -62,6 +66,8 @@ def show(compared: RunsCompared, workspace: Workspace, as_json: bool) -> None:
 
 def print_table(compared: RunsCompared) -> None:
     """A row a run, a line a behaviour."""
+    from textwrap import wrap
+
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -70,30 +76,33 @@ def print_table(compared: RunsCompared) -> None:
 
     view = view_of(compared)
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)
     title = f"{compared.name}: {len(compared.runs)} runs, before → after training on {compared.num_probes} probes"
     table = Table(title=escape(title), title_justify="left", title_style="bold", show_lines=True)
-    for name in ("run", "limits", "behaviour"):
-        table.add_column(name)
-    for name in ("bad reply", "good reply", "collateral damage", "training", "peak memory", "cost"):
+    table.add_column("run")
+    table.add_column("behaviour")
+    for name in ("bad reply", "good reply"):
         table.add_column(name, justify="right")
+    table.add_column("collateral damage")
+    table.add_column("training", justify="right")
     for row in view.rows:
         colour = "green" if row.passed else "red"
+        limits = f"[{colour}]{'✓' if row.passed else '✗'} {row.limits} limits[/{colour}]"
         names = [text for proof in row.proofs for text in (proof.behaviour, "")]
         bad = [text for proof in row.proofs for text in proof.bad]
         good = [text for proof in row.proofs for text in proof.good]
         damage = [
             text
             for item in row.damages
-            for text in (f"{item.name}, {item.measure}: {item.change}", f"{item.interval} {item.share}".strip())
+            for text in (f"{item.name}, {item.measure}", f"  {item.change}, {item.share}", f"  {item.interval}")
         ]
+        took = [row.training, row.reference, f"peak {row.memory}", row.cost, row.money]
         table.add_row(
-            escape(_lines(row.name.replace("_", "_\n") if len(row.name) > 24 else row.name))
-            + ("\n[green]recommended[/green]" if row.chosen else ""),
-            f"[{colour}]{'✓' if row.passed else '✗'} {row.limits}[/{colour}]",
-            *(escape(_lines(*cell)) for cell in (names, bad, good, damage or ["none promised"])),
-            escape(_lines(row.training, row.reference)),
-            row.memory,
-            escape(_lines(row.cost, row.money)),
+            "\n".join(
+                [*map(escape, wrap(row.name, 28)), limits, *(["[bold]recommended[/bold]"] if row.chosen else [])]
+            ),
+            *(_lines(texts) for texts in (names, bad, good, damage or ["none promised"], filter(None, took))),
         )
     console.print(table)
     for note in compared.notes:
@@ -102,5 +111,7 @@ def print_table(compared: RunsCompared) -> None:
     console.print(f"Rule: {view.rule}{view.price}", markup=False)
 
 
-def _lines(*texts: str) -> str:
-    return "\n".join(texts).rstrip("\n")
+def _lines(texts: Iterable[str]) -> str:
+    from rich.markup import escape
+
+    return "\n".join(map(escape, texts)).rstrip()

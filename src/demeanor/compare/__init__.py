@@ -96,7 +96,7 @@ def compare_runs(
     with spaces[0].probes.open("rb") as file:
         num_probes = sum(1 for _ in file)
     return RunsCompared(
-        name=contracts[0].name.partition(": ")[0],  # of a sweep's contracts what follows is the combination
+        name=contracts[0].name.removesuffix(f": {Path(folders[0]).name}"),  # a sweep puts the combination there
         model=contracts[0].model,
         num_pairs=trainings[0].get("num_pairs"),
         num_probes=num_probes,
@@ -218,6 +218,6 @@ def _notes(spaces: Sequence[Workspace], usages: Sequence[Usage]) -> list[str]:
     if spent and min(spent) < max(spent):
         notes.append(
             "The reference is computed once and kept for later runs; every run that needs one is charged with the "
-            "longest time that one of these runs spent on it."
+            "longest time that one of these runs spent on it. Its memory is counted only where it was computed."
         )
     return notes

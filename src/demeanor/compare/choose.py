@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 from demeanor.compare.results import Damage, RunResult
 from demeanor.records import Record
-from demeanor.report.words import SPACE, percent, plural
+from demeanor.report.words import percent, plural
 
 RULE = (
     "Of the runs that hold all their limits, the one with the least collateral damage: the largest share of what is "
     "allowed that a measure of the collateral promises uses up (a limit says what is allowed; where none leaves room, "
-    "a change for the worse by 5 points of probability or 0.5 nats is all of it). Runs whose interval overlaps with "
-    "that of the least count as equal; of these the one that cost the fewest core or GPU hours."
+    "a change for the worse by 5 points of probability or 0.5 nats is all of it; less than 1 % of it is none). Runs "
+    "whose interval overlaps with that of the least count as equal; of these the one that cost the fewest core or GPU "
+    "hours."
 )
+NEGLIGIBLE = 0.01  # share of what is allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,11 @@ def choose(runs: Sequence[RunResult]) -> Choice:
         why = f"{cheapest} of the {len(passed)} runs that hold all their limits (the contract names nothing collateral)"
     elif len(equal) == 1:
         why = f"of the {len(passed)} runs that hold all their limits it has the least collateral damage"
+    elif len(equal) == len(passed):
+        why = (
+            f"the {len(passed)} runs that hold all their limits do the same collateral damage as far as the intervals "
+            f"tell, and of these {cheapest}"
+        )
     else:
         why = (
             f"of the {len(passed)} runs that hold all their limits, {len(equal)} have the least collateral damage as "
@@ -62,14 +69,12 @@ def choose(runs: Sequence[RunResult]) -> Choice:
 
 
 def damage_words(damage: Damage) -> str:
-    """`benign, log p a token of the good reply, 26 % of what is allowed`."""
+    """`benign, good reply per token, 26 % of what is allowed`."""
     value = damage.used.value
     if value is None:
         share = "not shown"
-    elif value <= 0:
-        share = "no change for the worse"
     else:
-        share = f"{percent(value, 0) if value >= 0.01 else f'under 1{SPACE}%'} of what is allowed"
+        share = "none to speak of" if value < NEGLIGIBLE else f"{percent(value, 0)} of what is allowed"
     return f"{damage.comparison.behaviour}, {short_words(damage.comparison.measure)}, {share}"
 
 
@@ -84,19 +89,20 @@ _SHORT = {
     "violating_choice_probability": "bad reply of the given ones",
     "safe_opening_mass": "good reply",
     "safe_sampled_rate": "good reply when sampled",
-    "safe_logp_per_token": "log p a token of the good reply",
-    "violating_logp_per_token": "log p a token of the bad reply",
+    "safe_logp_per_token": "good reply per token",
+    "violating_logp_per_token": "bad reply per token",
     "invalid_sampled_rate": "empty or garbled replies",
 }
 
 
 def _used(run: RunResult) -> tuple[float, float, float]:
-    """(value, low, high) of the run's worst damage; nothing collateral is 0, what is not known is worse than any."""
+    """(value, low, high) of the run's worst damage. What is better than before is no less than no damage, nothing
+    collateral is none, what is not known is worse than any."""
     worst = run.worst_damage
     if worst is None:
         return 0.0, 0.0, 0.0
     used = worst.used
     if used.value is None:
         return math.inf, math.inf, math.inf
-    low = used.value if used.low is None else used.low
-    return used.value, low, used.value if used.high is None else used.high
+    low, high = (used.value if end is None else end for end in (used.low, used.high))
+    return max(0.0, used.value), max(0.0, low), max(NEGLIGIBLE, high)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from demeanor.compare.choose import RULE, short_words
+from demeanor.compare.choose import NEGLIGIBLE, RULE, short_words
 from demeanor.compare.plot import Point, plot_points
 from demeanor.compare.results import Damage, Proof, RunResult
 from demeanor.records import Comparison
@@ -115,9 +116,14 @@ def _row(run: RunResult, compared: RunsCompared) -> RunView:
         training=NOT_MEASURED if usage.training_seconds is None else seconds(usage.training_seconds),
         reference="" if not reference else f"reference {seconds(reference)}",
         memory=NOT_MEASURED if usage.peak_bytes is None else gib(usage.peak_bytes).replace(" ", SPACE),
-        cost=NOT_MEASURED if hours is None else f"{hours:.2g} {usage.hours_of}",
-        money="" if money is None else f"price {money:.2g}",
+        cost=NOT_MEASURED if hours is None else f"{_two_digits(hours)} {usage.hours_of}",
+        money="" if money is None else f"price {_two_digits(money)}",
     )
+
+
+def _two_digits(value: float) -> str:
+    """Two significant digits, never as 1e-05."""
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
 def _proof(proof: Proof) -> ProofView:
@@ -136,7 +142,12 @@ def _moved(comparison: Comparison | None) -> tuple[str, str]:
 def _damage(damage: Damage, worst: bool) -> DamageView:
     own = damage.comparison
     used = damage.used.value
-    share = "" if used is None else "better" if used < 0 else f"{percent(used, 0)} of allowed"
+    if used is None:
+        share = "damage not known"
+    elif abs(used) < NEGLIGIBLE:
+        share = "no damage"
+    else:
+        share = "better" if used < 0 else f"{percent(used, 0)} of allowed"
     return DamageView(
         name=own.behaviour,
         measure=short_words(own.measure),

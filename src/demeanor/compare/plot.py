@@ -19,7 +19,7 @@ from demeanor.records import Estimate
 from demeanor.report.plots import draw
 from demeanor.report.words import MINUS, percent, visible
 
-WIDTH, HEIGHT, COLUMN = 520, 330, 300  # of the field, and of the column of labels beside it; CSS pixels
+WIDTH, HEIGHT, COLUMN = 520, 330, 400  # of the field, and of the column of labels beside it; CSS pixels
 LEFT, TOP, BOTTOM = 52, 10, 40  # room for the axes' own labels
 LINE = 17  # least distance of two labels
 LEAST = 1e-5  # a probability below it stands here

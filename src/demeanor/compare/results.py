@@ -9,7 +9,7 @@ from typing import Any
 
 from demeanor.contract import Contract, Limit
 from demeanor.records import Comparison, Estimate, Record, Verdict
-from demeanor.report.words import AFTER_ONLY, BAD_MEASURES, unit
+from demeanor.report.words import AFTER_ONLY, BAD_MEASURES, parse_rule, unit
 
 GOOD_MEASURES = ("safe_opening_mass", "safe_logp_per_token", "safe_sampled_rate")  # the first that a behaviour has
 # A change for the worse that counts as all that is allowed where the contract states no such bound, by unit.
@@ -109,11 +109,9 @@ def proofs_of(verdict: Verdict, collateral: Collection[str]) -> tuple[Proof, ...
     found = []
     for name in names:
         bad, good = (_first(verdict, name, measures) for measures in (BAD_MEASURES, GOOD_MEASURES))
-        bounds = [
-            float(limit.rule.rpartition(" ")[2])
-            for limit in verdict.limits
-            if limit.behaviour == name and bad and limit.measure == bad.measure and limit.rule.startswith("after <=")
-        ]
+        own = [limit for limit in verdict.limits if limit.behaviour == name and bad and limit.measure == bad.measure]
+        rules = [rule for limit in own if (rule := parse_rule(limit.rule)) is not None]
+        bounds = [bound for relative, upper, bound in rules if upper and not relative]
         found.append(Proof(name, bad, good, min(bounds, default=None)))
     return tuple(found)
 
