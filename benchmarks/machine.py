@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from demeanor.train.memory import PeakMemory
+
+__all__ = ["PeakMemory", "describe", "matrix_rate"]
+
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "demeanor")
 
 
@@ -50,31 +54,3 @@ def matrix_rate(dtype: Any, size: int = 2048, seconds: float = 0.6) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return float(2 * size**3 / statistics.median(times) / 1e9)
-
-
-class PeakMemory:
-    """The highest resident size (bytes) of this process since the object was made; on CUDA that of the device."""
-
-    def __init__(self) -> None:
-        import torch
-
-        self.cuda = torch.cuda.is_available()
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.start = torch.cuda.memory_allocated()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-            self.start = _status("VmRSS")
-
-    def above_start(self) -> int:
-        import torch
-
-        peak = torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
-        return int(peak - self.start)
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {name} in /proc/self/status")

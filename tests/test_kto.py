@@ -234,7 +234,7 @@ def test_a_reply_alone_is_held_against_a_reward_of_0() -> None:
         ({"gamma": 1.0}, "training.gamma: is a margin of objective simpo"),
         ({"per_device_train_batch_size": 1}, "it needs 2 replies or more"),
         ({"loss_type": "hinge"}, "no loss is called 'hinge'"),
-        ({"label_smoothing": 0.1}, "unknown key training.label_smoothing"),
+        ({"label_smoothing": 0.1}, "training.label_smoothing: means nothing to objective kto"),
         ({"desirable_weight": "much"}, "training.desirable_weight: must be float"),
     ],
 )

@@ -1,17 +1,18 @@
-"""The memory estimate: what it grows with, and when it asks for gradient checkpointing."""
+"""The memory estimate: what it grows with, and when it asks for gradient checkpointing; and the measured peak."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from conftest import contract_of
 
 from demeanor.model import find_model, load_model
 from demeanor.tokens import TokenizedPair
 from demeanor.train import tokens_at_a_time
 from demeanor.train.engine import ROW_BUDGET
-from demeanor.train.memory import MemoryEstimate, estimate_memory
+from demeanor.train.memory import MemoryEstimate, PeakMemory, device_in_use, estimate_memory
 
 
 def estimate(folder: Path, **changes: int | bool) -> MemoryEstimate:
@@ -48,3 +49,32 @@ def test_checkpointing_is_asked_for_when_memory_is_short(llama: Path) -> None:
     short = replace(one, available=int(one.total(checkpointing=False) * 1.1))
     assert short.needs_checkpointing and short.fits
     assert not replace(one, available=one.total(checkpointing=True) - 1).fits
+
+
+def test_the_peak_counts_what_was_freed_again_and_nothing_from_before() -> None:
+    before = bytearray(300 * 2**20)  # its pages are touched, then given back
+    del before
+    peak = PeakMemory()
+    if peak.above_start() is None:
+        pytest.skip("the system does not let the high-water mark be set back")
+    assert 0 <= (peak.above_start() or 0) < 50 * 2**20
+    held = bytearray(b"x") * (200 * 2**20)
+    del held
+    assert 190 * 2**20 <= (peak.above_start() or 0) < 280 * 2**20
+
+
+def test_a_peak_that_cannot_be_measured_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Path, *_: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(Path, "write_text", refused)
+    assert PeakMemory().above_start() is None
+
+
+def test_the_device_is_counted_in_cores(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(find_model(str(llama)), contract_of())
+    if next(model.parameters()).device.type != "cpu":
+        pytest.skip("the machine has an accelerator")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    assert device_in_use(model, 2) == {"kind": "cpu", "count": 14, "name": device_in_use(model)["name"]}

@@ -163,3 +163,22 @@ def test_killed_many_times(contract_file: Path, uninterrupted: tuple[str, dict[s
         kill_in(stage, delay, "run", contract_file, "--out", out)
         finish("run", contract_file, "--out", out)
         assert fingerprint(out) == uninterrupted, (stage, delay)
+
+
+def test_a_resumed_training_counts_the_seconds_before_its_checkpoint(whole: Path, tmp_path: Path) -> None:
+    from demeanor.pipeline import train_stage
+    from demeanor.plan import plan_run
+    from demeanor.progress import Progress
+    from demeanor.workspace import Workspace
+
+    workspace = Workspace(shutil.copytree(whole, tmp_path / "run"))
+    marks = sorted(workspace.checkpoints.glob("checkpoint-*/complete.json"), key=lambda file: file.stat().st_mtime)
+    told = [json.loads(file.read_text("utf-8")) for file in marks]
+    assert [one["seconds"] for one in told] == sorted(one["seconds"] for one in told) and told[0]["seconds"] > 0
+    assert workspace.read_json(workspace.training)["seconds"] >= told[-1]["seconds"]
+    for file in marks[1:]:
+        shutil.rmtree(file.parent)
+    marks[0].write_text(json.dumps({**told[0], "seconds": 1000.0}), "utf-8")
+    shutil.rmtree(workspace.adapter)
+    train_stage(plan_run(workspace.contract(), workspace), Progress())
+    assert workspace.read_json(workspace.training)["seconds"] > 1000

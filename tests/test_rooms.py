@@ -14,7 +14,7 @@ SOURCE = Path(demeanor.__file__).parent
 ORDER = (
     "errors", "records", "settings", "faults", "objectives", "trl_options", "contract", "lock", "workspace", "progress",
     "model", "tokens", "pairs", "curate", "train", "measure", "prove", "report", "release", "starter", "plan",
-    "pipeline", "cli", "__main__",
+    "pipeline", "compare", "sweep", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ _HOME = {
     "load_contract": "demeanor.contract",
     "plan_run": "demeanor.plan",
     "run": "demeanor.pipeline",
+    "compare_runs": "demeanor.compare",
     # nouns
     "Contract": "demeanor.contract",
     "Workspace": "demeanor.workspace",
@@ -46,6 +47,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from demeanor.compare import compare_runs
     from demeanor.contract import Contract, load_contract
     from demeanor.curate import split_pairs
     from demeanor.errors import DemeanorError, InputError, Interrupted, StageError

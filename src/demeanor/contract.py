@@ -22,14 +22,18 @@ from demeanor.settings import Dumper, Source, apply_overrides, read_yaml
 from demeanor.trl_options import check_trl_options
 
 _OF_A_REFERENCE = {"f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "sync_ref_model"}
+_OF_PAIRS = _OF_A_REFERENCE - {"sync_ref_model"} | {"loss_weights", "discopop_tau", "label_smoothing", "sft_weight"}
+_OF_LABELS = {"desirable_weight", "undesirable_weight"}
 
 
-def _unknown_to(name: str) -> set[str]:
-    """The options of TRL's DPOConfig that mean nothing to an objective."""
+def unknown_to(name: str) -> set[str]:
+    """The keys of `training` that other objectives know and this one does not."""
     objective = OBJECTIVES[name]
-    if not objective.takes_pairs or name == "dpo":
-        return set()
-    options = {"loss_type", "loss_weights"}
+    if not objective.takes_pairs:
+        return _OF_PAIRS
+    options = _OF_LABELS if name == "dpo" else {*_OF_LABELS, "loss_type", "loss_weights"}
+    if name == "dpo":
+        return options
     options |= set() if objective.needs_reference else _OF_A_REFERENCE
     options |= set() if name == "discopop" else {"discopop_tau"}
     return options | (set() if objective.smoothing is not None else {"label_smoothing"})
@@ -350,7 +354,7 @@ class Contract(_Section):
                     "per_device_train_batch_size",
                 )
         for name in training.trl_options:
-            if name in _unknown_to(training.objective):
+            if name in unknown_to(training.objective):
                 raise fault(f"means nothing to objective {training.objective}", "training", name)
         losses = training.trl_options.get("loss_type", "sigmoid")
         losses, weights = [losses] if isinstance(losses, str) else losses, training.trl_options.get("loss_weights")

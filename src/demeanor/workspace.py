@@ -4,6 +4,8 @@
     checkpoints/ adapter/ training.json
     scores/{before,after}.jsonl replies/{before,after}.jsonl verdict.json report.html model/ release.json
 
+A folder of runs that were compared holds compare.json and compare.html beside them.
+
 `manifest.json` makes a folder a run's; it records for each stage the digest of its inputs and the SHA-256 of each file
 it wrote. A stage whose inputs are unchanged is not run again; when one of its files was altered meanwhile, the run is
 refused with the name. Every file and folder is written aside, synced and renamed, so that a killed process leaves the
@@ -59,6 +61,8 @@ class Workspace:
     report = property(lambda self: self.folder / "report.html")
     model = property(lambda self: self.folder / "model")
     release = property(lambda self: self.folder / "release.json")
+    compared = property(lambda self: self.folder / "compare.json")  # these two in a folder of runs, not in a run
+    compared_page = property(lambda self: self.folder / "compare.html")
 
     def scores(self, side: str) -> Path:
         return self.folder / "scores" / f"{side}.jsonl"

@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from demeanor.cli import ask, demo, init, measure, prove, release, report, run, train
+from demeanor.cli import ask, compare, demo, init, measure, prove, release, report, run, train
 from demeanor.cli.console import complain
 from demeanor.errors import DemeanorError
 
@@ -29,6 +29,7 @@ app.command("measure")(measure.command)
 app.command("prove")(prove.command)
 app.command("report")(report.command)
 app.command("release")(release.command)
+app.command("compare")(compare.command)
 app.command("ask")(ask.command)
 
 

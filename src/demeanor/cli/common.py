@@ -30,6 +30,14 @@ def console() -> Progress:
     return ConsoleProgress()
 
 
+def contract_file(target: Path) -> Path:
+    """The file; that of the embedded starter for `starter`, unless there is a file of that name."""
+    from demeanor.contract import STARTER
+    from demeanor.starter import starter_contract
+
+    return starter_contract() if str(target) == STARTER and not target.exists() else target
+
+
 @contextmanager
 def plan_of(target: Path, out: Path | None, overrides: list[str] | None) -> Iterator[Plan]:
     """The plan of a contract file (new run folder `out`, by default runs/NAME) or of a run folder, which is locked."""
@@ -44,7 +52,7 @@ def plan_of(target: Path, out: Path | None, overrides: list[str] | None) -> Iter
         with Workspace.open(target).locked() as workspace:
             yield plan_run(workspace.contract(tuple(overrides or ())), workspace)
     else:
-        contract = load_contract(target, tuple(overrides or ()))
+        contract = load_contract(contract_file(target), tuple(overrides or ()))
         with Workspace(out or Path("runs") / contract.name).locked() as workspace:
             yield plan_run(contract, workspace)
 

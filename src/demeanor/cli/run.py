@@ -15,32 +15,50 @@ if TYPE_CHECKING:
 
 
 def command(
-    contract: Annotated[Path | None, typer.Argument(metavar="CONTRACT", help="The contract (YAML).")] = None,
+    contract: Annotated[
+        list[str] | None, typer.Argument(metavar="CONTRACT", help="The contract (YAML), or starter.")
+    ] = None,
     pairs: Annotated[str | None, typer.Option(help="Pairs without a contract: a file, folder or Hub id.")] = None,
     model: Annotated[str | None, typer.Option(help="With --pairs: a model's folder or Hub id.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/NAME.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that stopped.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE ...",
+            help="A run for every combination of these values, compared at the end; keys are those of training.",
+        ),
+    ] = None,
     settings: common.SetOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
     """Read pairs, measure, train, measure again, prove, report.
 
-    A run that was stopped goes on where it was when the same command is given again. Exit code 0: the verdict passed;
-    1: it failed.
+    A run that was stopped goes on where it was when the same command is given again; so does a sweep, whose runs lie in
+    folders of their own under --out (by default runs/NAME-sweep). Exit code 0: the verdict, or that of one run of the
+    sweep, passed; 1: it failed.
 
     Examples:
 
       demeanor run contract.yaml
 
       demeanor run --pairs Anthropic/hh-rlhf --model Qwen/Qwen3-0.6B --out runs/hh --set training.beta=0.05
+
+      demeanor run contract.yaml --sweep objective=dpo,simpo,orpo beta=0.05,0.1
     """
     from demeanor.contract import STARTER, resolve_paths
     from demeanor.errors import InputError
 
     progress = common.console()
-    given = [
-        name for name, value in (("CONTRACT", contract), ("--pairs", pairs), ("--resume", resume)) if value is not None
-    ]
+    words = list(contract or ())
+    axes = [word for word in words if sweep and "=" in word and not Path(word).exists()]
+    words = [word for word in words if word not in axes]
+    if sweep and not words and pairs is None and resume is None:
+        progress.say("no CONTRACT is given: the embedded starter's is swept")
+        words = [STARTER]
+    if len(words) > 1:
+        raise InputError(f"one CONTRACT at a time, not {' and '.join(words)}", remedy="--sweep KEY=VALUE,VALUE")
+    given = [name for name, value in (("CONTRACT", words), ("--pairs", pairs), ("--resume", resume)) if value]
     if len(given) != 1:
         raise InputError(
             f"{' and '.join(given)} exclude each other" if given else "nothing to run",
@@ -49,19 +67,34 @@ def command(
     from demeanor.plan import default_contract, plan_run
     from demeanor.workspace import Workspace
 
-    target = resume if contract is None else contract
-    if target is not None:
-        if model is not None:
-            raise InputError("--model belongs to --pairs", remedy="set it in the contract, or with --set model=...")
+    target = Path(words[0]) if words else resume
+    chosen = tuple(settings or ())
+    if target is not None and model is not None:
+        raise InputError("--model belongs to --pairs", remedy="set it in the contract, or with --set model=...")
+    if target is None and model is None:
+        raise InputError("--pairs needs --model", remedy=f"a folder, a Hub id, or {STARTER}")
+    if sweep:
+        from demeanor.cli.sweep import sweep_contract, sweep_pairs
+
+        if resume is not None:
+            raise InputError("--sweep needs no --resume", remedy="the same command goes on with a sweep that stopped")
+        if target is not None:
+            sweep_contract(target, [*sweep, *axes], out, chosen, progress, as_json)
+        else:
+            sweep_pairs(str(pairs), str(model), [*sweep, *axes], out, chosen, progress, as_json)
+    elif target is not None:
         with common.plan_of(target, out, settings) as plan:
             finish(plan, progress, as_json)
-    elif model is None:
-        raise InputError("--pairs needs --model", remedy=f"a folder, a Hub id, or {STARTER}")
     else:
-        folder = out or Path("runs") / Path(str(pairs)).name.split(".")[0]
-        made = default_contract(str(pairs), model, folder.name, tuple(settings or ()))
+        folder = out or Path("runs") / named_after(str(pairs))
+        made = default_contract(str(pairs), str(model), folder.name, chosen)
         with Workspace(folder).locked() as workspace:
             finish(plan_run(resolve_paths(made, Path.cwd()), workspace), progress, as_json)
+
+
+def named_after(pairs: str) -> str:
+    """A run's name from where its pairs come from."""
+    return Path(pairs).name.split(".")[0]
 
 
 def finish(plan: Plan, progress: Progress, as_json: bool) -> None:

@@ -7,9 +7,14 @@ only the plots, rebuilt from an allow-list of SVG elements, are marked safe. The
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from demeanor.workspace import Workspace
 
-__all__ = ["write_report"]
+if TYPE_CHECKING:
+    import jinja2
+
+__all__ = ["page_template", "write_report"]
 
 
 def write_report(workspace: Workspace) -> None:
@@ -18,13 +23,21 @@ def write_report(workspace: Workspace) -> None:
     Raises:
         RunFolderError: there is no verdict yet, or a file is damaged.
     """
+    from demeanor.report.view import read_view
+
+    page = page_template("demeanor.report", "page.html.j2").render(view=read_view(workspace))
+    workspace.write_text(workspace.report, page)
+
+
+def page_template(package: str, name: str) -> jinja2.Template:
+    """The template `name` of a package, which may include `page.css`; it escapes whatever is no Markup."""
     import jinja2
 
     from demeanor.report import words
-    from demeanor.report.view import read_view
 
+    loaders = [jinja2.PackageLoader(place, ".") for place in dict.fromkeys((package, "demeanor.report"))]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("demeanor.report", "."),
+        loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=words.printable,
@@ -32,5 +45,4 @@ def write_report(workspace: Workspace) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": words.percent, "seconds": words.seconds, "number": words.number}
-    page = environment.get_template("page.html.j2").render(view=read_view(workspace))
-    workspace.write_text(workspace.report, page)
+    return environment.get_template(name)

@@ -138,7 +138,7 @@ def plot_rows(rows: Sequence[Row], about: str) -> Markup:
         .mark_circle(size=22, opacity=1, color="var(--paper)")
         .encode(x=x, y=y),
     ]
-    return _svg(alt.layer(*layers).properties(width=WIDTH, height=height), f"{about}. {'; '.join(spoken)}")
+    return draw(alt.layer(*layers).properties(width=WIDTH, height=height), f"{about}. {'; '.join(spoken)}")
 
 
 def plot_curves(curves: Sequence[Curve], about: str, reference: float | None = None, *, shares: bool = False) -> Markup:
@@ -176,7 +176,7 @@ def plot_curves(curves: Sequence[Curve], about: str, reference: float | None = N
         )
         if len(curve.points) <= 12:
             layers.append(own.mark_circle(color=color, size=30, opacity=1).encode(x=x, y=y))
-    return _svg(alt.layer(*layers).properties(width=WIDTH - 48, height=150), about)
+    return draw(alt.layer(*layers).properties(width=WIDTH - 48, height=150), about)
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 300) -> tuple[tuple[tuple[float, float], ...], int]:
@@ -193,7 +193,8 @@ def _place(p: float) -> float:
     return 0.5 + _FILLED * (math.log1p(p / _STRETCH) - math.log1p((1 - p) / _STRETCH)) / (2 * full)
 
 
-def _svg(chart: Any, about: str) -> Markup:
+def draw(chart: Any, about: str) -> Markup:
+    """The chart as SVG in the page's style; a screen reader says `about`."""
     import vl_convert
 
     spec = chart.to_dict(validate=False)  # altair's check takes longer than the drawing

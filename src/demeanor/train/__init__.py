@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -49,7 +48,9 @@ def train_adapter(
         say: called with a line for the user.
 
     Returns:
-        A JSON summary: settings in effect, memory, seconds, and TRL's log history.
+        A JSON summary: settings in effect, memory estimated and measured (`peak_bytes`: highest above that before the
+        model was loaded), seconds of the steps (those before a checkpoint that was resumed from included), and TRL's
+        log history.
 
     Raises:
         InputError: there is no pair, or an option is wrong.
@@ -62,11 +63,12 @@ def train_adapter(
     from transformers.utils.logging import disable_progress_bar
 
     from demeanor.train import adapter, callbacks, elementwise
-    from demeanor.train.memory import estimate_memory
+    from demeanor.train.memory import PeakMemory, device_in_use, estimate_memory
     from demeanor.train.on_trees import check_step0
     from demeanor.train.reference import ReferenceCache, reference_key
 
     disable_progress_bar()
+    peak = PeakMemory()
     settings = contract.training
     base = load_model(source, contract, tuned=False)
     policy, config = base, None
@@ -109,7 +111,7 @@ def train_adapter(
         shape = base.config.get_text_config()
         num_tokens = sum(p.num_tokens for p in pairs) * (settings.num_train_epochs + 1)  # once more for the reference
         compiled = elementwise.worth_compiling(shape.num_hidden_layers, shape.hidden_size, num_tokens, base.device.type)
-    stopper = _Stopper()
+    stopper, mark = _Stopper(), callbacks.MarkComplete(key)
     family = _family(contract)
     arguments = family.make_arguments(
         contract,
@@ -139,7 +141,7 @@ def train_adapter(
                 say,
                 stopper.asked,
             ),
-            callbacks.MarkComplete(key),
+            mark,
         ],
         cache=cache,
         referred=referred,
@@ -150,7 +152,7 @@ def train_adapter(
     checkpoint = callbacks.last_checkpoint(checkpoints, key)
     if checkpoint is not None:
         say(f"resumed from {checkpoint.name}")
-    started = time.time()
+        mark.seconds_before = callbacks.seconds_until(checkpoint)
     try:
         with stopper.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -169,6 +171,8 @@ def train_adapter(
         "bf16": bf16,
         "gradient_checkpointing": checkpointing,
         "memory_bytes": memory.to_json(),
+        "peak_bytes": peak.above_start(),
+        "device": device_in_use(base, trainer.accelerator.num_processes),
         "engine": "tree" if trainer.engine else "padded",
         "objective": settings.objective,
         "reference": settings.reference if objective.needs_reference else "none",
@@ -177,7 +181,7 @@ def train_adapter(
         "num_pairs": len(pairs),
         "num_trainable": sum(p.numel() for p in policy.parameters() if p.requires_grad),
         "steps": state.global_step,
-        "seconds": round(time.time() - started, 2),
+        "seconds": round(mark.seconds(), 2),
         "log": [{name: _finite(value) for name, value in entry.items()} for entry in state.log_history],
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,28 @@ def last_checkpoint(checkpoints: Path, key: str) -> Path | None:
     return good[max(good)] if good else None
 
 
+def seconds_until(checkpoint: Path) -> float:
+    """What the steps before a complete checkpoint took."""
+    return float(json.loads((checkpoint / COMPLETE).read_text("utf-8")).get("seconds", 0.0))
+
+
 class MarkComplete(TrainerCallback):
-    """Writes the marker into each checkpoint once all else of it is on disk."""
+    """Writes the marker into each checkpoint once all else of it is on disk, with the seconds that led to it."""
 
     def __init__(self, key: str) -> None:
-        self.key = key
+        self.key, self.seconds_before, self.started = key, 0.0, time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since training began; with `seconds_before`, those of the steps before a checkpoint it was resumed from."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         aside = folder / f".{COMPLETE}"
-        aside.write_text(json.dumps({"key": self.key, "step": state.global_step}), "utf-8")
+        aside.write_text(json.dumps({"key": self.key, "step": state.global_step, "seconds": self.seconds()}), "utf-8")
         aside.replace(folder / COMPLETE)
 
 

@@ -1,4 +1,4 @@
-"""What a training will need, in bytes, before it starts; and whether gradient checkpointing must save it.
+"""What a training will need, in bytes, before it starts; whether gradient checkpointing must save it; what it did need.
 
 The estimate adds up the weights (twice with a frozen copy), the adapter with its gradient and Adam's two moments, and
 the activations that the backward pass keeps. For one token a transformer layer keeps, on TRL's padded path, about 18
@@ -10,7 +10,10 @@ The language-model head works in tiles, of which one is held.
 
 from __future__ import annotations
 
+import contextlib
+import platform
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 HEAD_TILE = 1024  # positions whose logits are held at a time
@@ -98,6 +101,59 @@ def available_bytes(model: Any) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available) + held
+
+
+class PeakMemory:
+    """The highest memory since the object was made, above that of the moment when it was made.
+
+    On CUDA what torch has allocated there; on a CPU under Linux the resident size of the process, whose high-water mark
+    is set back where the system allows it.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        self.cuda = torch.cuda.is_available()
+        self._start: int | None = None
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._start = torch.cuda.memory_allocated()
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+                self._start = _resident("VmRSS")
+
+    def above_start(self) -> int | None:
+        """Bytes; None where it cannot be measured."""
+        import torch
+
+        if self._start is None:
+            return None
+        peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
+        return int(peak - self._start)
+
+
+def _resident(name: str) -> int:
+    """VmRSS or VmHWM (its high-water mark) of this process, bytes. Raises OSError where there is none."""
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {name} in /proc/self/status")
+
+
+def device_in_use(model: Any, num_processes: int = 1) -> dict[str, Any]:
+    """What `model` is trained on: {"kind": cpu, cuda, ..., "count": cores or accelerators, "name"}."""
+    import torch
+
+    kind = next(model.parameters()).device.type
+    if kind == "cuda":
+        spread = len(set(getattr(model, "hf_device_map", {}).values())) or 1
+        return {"kind": kind, "count": spread * num_processes, "name": torch.cuda.get_device_name()}
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return {"kind": kind, "count": (torch.get_num_threads() if kind == "cpu" else 1) * num_processes, "name": name}
 
 
 def gib(num_bytes: float) -> str:
