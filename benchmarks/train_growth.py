@@ -51,6 +51,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         "bf16": True,
         "max_length": LONG_TOKENS,
         "compile": True,
+        "num_train_epochs": job["epochs"],
     }
     contract = build_contract({"model": str(model), "data": {"pairs": "-"}, "training": training})
     source = find_model(str(model))
@@ -81,10 +82,12 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, pairs: list[dict[str, list[int]]], *, beta: float = 0.1, vocabulary: int = 8192) -> Any:
+def run(
+    folder: Path, pairs: list[dict[str, list[int]]], *, beta: float = 0.1, vocabulary: int = 8192, epochs: float = 1.0
+) -> Any:
     file = folder / "pairs.json"
     file.write_text(json.dumps(pairs))
-    job = {"folder": str(folder), "pairs": str(file), "beta": beta, "vocabulary": vocabulary}
+    job = {"folder": str(folder), "pairs": str(file), "beta": beta, "vocabulary": vocabulary, "epochs": epochs}
     environment = {**os.environ, "DEMEANOR_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", "benchmarks.train_growth", "--work", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, env=environment, check=False)
@@ -110,6 +113,9 @@ def main() -> None:
         for size in options.sizes:
             chosen = [everything[i * len(everything) // size] for i in range(min(size, len(everything)))]
             results[f"{len(chosen)} pairs"] = run(folder, chosen)
+            if size == options.sizes[0]:  # as many steps as the largest size has: what grows with steps is not pairs
+                epochs = options.sizes[-1] / size
+                results[f"{len(chosen)} pairs, {epochs:g} epochs"] = run(folder, chosen, epochs=epochs)
         results["the same with another beta"] = run(folder, chosen, beta=0.3)
         row = {"prompt_ids": [5] * (LONG_TOKENS - 200), "chosen_ids": [6] * 200, "rejected_ids": [7] * 200}
         results[f"one pair of {LONG_TOKENS} tokens, vocabulary {LONG_VOCABULARY}"] = run(

@@ -9,6 +9,8 @@ Rivals, all LoRA r 16 on q_proj and v_proj under bfloat16 autocast with the same
     g     c with batches of pairs of like length, grouped over the whole data set
     ours  Demeanor's defaults: prefix-tree engine, precomputed reference, random order, arithmetic compiled where the
           whole set is large enough
+    simpo, orpo              TRL's experimental trainers, default options, random order
+    simpo-ours, orpo-ours    the same objectives on the prefix-tree engine
 
 Every contender is a process of its own that waits for its turn: they take turns (a c g ours, a c g ours, ...) over the
 same steps. Before and after each turn the machine's matrix rate is probed; a turn in which it sagged is thrown away and
@@ -44,6 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
            "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
 }  # fmt: skip
 RIVALS = ("a", "c", "g", "ours")
+FREE = ("simpo", "orpo")  # objectives without a reference: TRL's experimental trainers, and "simpo-ours", "orpo-ours"
 SAG = 0.85  # a turn counts when the matrix rate beside it is at least so much of the best seen
 MAX_LENGTH = 1024
 Pair = dict[str, list[int]]
@@ -102,7 +105,7 @@ def count_tokens(pairs: list[Pair], batch: int, rival: str) -> dict[str, float]:
     groups = [[(p["prompt_ids"] + p["chosen_ids"], p["prompt_ids"] + p["rejected_ids"]) for p in b] for b in batches]
     distinct = sum(len(row) for g in groups for row in plan_rows(g, 1 << 30, 1))
     real = sum(len(one) + len(two) for g in groups for one, two in g)
-    if rival == "ours":
+    if rival.endswith("ours"):
         computed = sum(len(row) for g in groups for row in plan_rows(g, ROW_BUDGET))
         padding = 0
     else:
@@ -141,19 +144,25 @@ def work(job: dict[str, Any]) -> None:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback
     from trl import DPOConfig, DPOTrainer
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     from demeanor.model import find_model, keep_freed_memory
+    from demeanor.objectives import OBJECTIVES
     from demeanor.train import elementwise
     from demeanor.train.dpo import PairCollator, PairTrainer
 
     answers = sys.stdout
     sys.stdout = sys.stderr
     rival, batch, steps, turns = job["rival"], job["batch"], job["steps"], job["turns"]
+    ours = rival.endswith("ours")
+    name = rival.partition("-")[0]
+    objective = OBJECTIVES[name if name in FREE else "dpo"]
     pairs: list[Pair] = json.loads(Path(job["pairs"]).read_text())
     if rival != "g":
         random.Random(1).shuffle(pairs)
     cuda = torch.cuda.is_available()
-    if rival == "ours" and not cuda:
+    if ours and not cuda:
         keep_freed_memory()
     config = LlamaConfig(**SHAPES[job["shape"]], max_position_embeddings=2048, pad_token_id=0)
     dtype = torch.bfloat16 if cuda else torch.float32
@@ -166,12 +175,22 @@ def work(job: dict[str, Any]) -> None:
     policy = build()
     reference = build() if rival == "a" else None
     memory = machine.PeakMemory()
-    options: dict[str, Any] = (
-        {} if rival == "a" else {"gradient_checkpointing": False, "precompute_ref_log_probs": True}
-    )
+    options: dict[str, Any] = {}
+    if rival not in ("a", *FREE):
+        options = {"gradient_checkpointing": False, "precompute_ref_log_probs": True}
+    if ours and name in FREE:
+        options |= {"beta": objective.beta, "loss_type": ["sft"], "loss_weights": [objective.sft_weight]}
+    configuration: Any = DPOConfig
+    if rival == "simpo":
+        configuration = CPOConfig
+        options |= {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": objective.beta, "simpo_gamma": objective.gamma}
+    elif rival == "orpo":
+        configuration = ORPOConfig
+        options |= {"beta": objective.beta}
     folder = tempfile.mkdtemp()
-    arguments = DPOConfig(
-        output_dir=folder, max_length=None, per_device_train_batch_size=batch, max_steps=steps * turns,
+    arguments = configuration(
+        output_dir=folder, max_length=MAX_LENGTH if rival in FREE else None,
+        per_device_train_batch_size=batch, max_steps=steps * turns,
         learning_rate=1e-4, bf16=True, use_cpu=not cuda, report_to="none", save_strategy="no", disable_tqdm=True,
         seed=0, **options,
     )  # fmt: skip
@@ -190,6 +209,20 @@ def work(job: dict[str, Any]) -> None:
     class Ours(InOrder, PairTrainer):  # type: ignore[misc]
         pass
 
+    def tokenize_row(self: Any, feature: Any, model: Any = None) -> dict[str, list[int]]:
+        """What TRL's experimental trainers make of a row of texts, from the same token ids."""
+        row = {"prompt_input_ids": feature["prompt_ids"], "prompt_attention_mask": [1] * len(feature["prompt_ids"])}
+        for side in ("chosen", "rejected"):
+            ids = feature["prompt_ids"] + feature[f"{side}_ids"]
+            row |= {f"{side}_input_ids": ids, f"{side}_attention_mask": [1] * len(ids)}
+            row[f"{side}_labels"] = [-100] * len(feature["prompt_ids"]) + feature[f"{side}_ids"]
+        return row
+
+    theirs = {
+        "simpo": type("TheirSimPO", (InOrder, CPOTrainer), {"tokenize_row": tokenize_row}),
+        "orpo": type("TheirORPO", (InOrder, ORPOTrainer), {"tokenize_row": tokenize_row}),
+    }.get(rival, Theirs)
+
     class Turns(TrainerCallback):
         started = 0.0
 
@@ -207,25 +240,33 @@ def work(job: dict[str, Any]) -> None:
                 print(json.dumps(answer), file=answers, flush=True)
 
     set_up: dict[str, Any] = {
-        "model": policy, "ref_model": reference, "args": arguments, "train_dataset": Dataset.from_list(pairs),
+        "model": policy, "args": arguments, "train_dataset": Dataset.from_list(pairs),
         "processing_class": AutoTokenizer.from_pretrained(find_model("starter").base), "peft_config": lora,
         "callbacks": [Turns()],
     }  # fmt: skip
+    if rival in FREE:  # they ask for texts too
+        texts = Dataset.from_list([{**pair, "prompt": "a", "chosen": "b", "rejected": "c"} for pair in pairs])
+        set_up["train_dataset"] = texts
+    else:
+        set_up["ref_model"] = reference
     answer: dict[str, Any] = {"reference_seconds": 0.0, "compile_seconds": 0.0}
     print(json.dumps({"ready": True}), file=answers, flush=True)
     sys.stdin.readline()
-    if rival == "ours":
+    if ours:
         collator = PairCollator(0, None, None)
         if job["compiled"]:
             started = time.perf_counter()
             assert elementwise.compile_all() is None
             answer["compile_seconds"] = round(time.perf_counter() - started, 2)
-        trainer: Any = Ours(**set_up, data_collator=collator, say=lambda line: print(line))
+        own = {"objective": objective, "gamma": objective.gamma, "say": lambda line: print(line)}
+        trainer: Any = Ours(**set_up, data_collator=collator, **own)
         answer["engine"] = "tree" if trainer.engine else "padded"
     else:
-        trainer = Theirs(**set_up)
-    if (
-        rival != "a"
+        trainer = theirs(**set_up)
+    if rival in (
+        "c",
+        "g",
+        "ours",
     ):  # a second pass, which finds all kernels made, in an order that no cache knows but with equal batches
         backwards = Dataset.from_list(pairs[::-1])
         started = time.perf_counter()
@@ -350,25 +391,26 @@ def contest(shape: str, batch: int, pairs: list[Pair], rivals: list[str], steps:
 
 def table(name: str, batch: int, result: dict[str, Any]) -> str:
     """The figures of one contest for a terminal."""
-    ours = result["rivals"].get("ours")
+    best = {name: result["rivals"].get(f"{name}-ours") for name in FREE}
     limit = result["limit_pairs_a_second"]
     lines = [
         f"{name}, batch {batch}: {result['gflop_a_pair']} GFLOP a pair at least, {result['matrix_gflops']} GFLOP/s, "
         f"limit {limit} pairs/s; {result['thrown_away']} turns thrown away",
-        f"{'':6}{'steps alone':>24}{'with reference, 1 epoch':>26}{'2 epochs':>18}{'share of':>10}{'peak above':>12}"
+        f"{'':12}{'steps alone':>24}{'with reference, 1 epoch':>26}{'2 epochs':>18}{'share of':>10}{'peak above':>12}"
         f"{'tokens a pair':>28}",
-        f"{'':6}{'pairs/s':>16}{'ours':>8}{'pairs/s':>18}{'ours':>8}{'pairs/s':>10}{'ours':>8}{'limit':>10}"
+        f"{'':12}{'pairs/s':>16}{'ours':>8}{'pairs/s':>18}{'ours':>8}{'pairs/s':>10}{'ours':>8}{'limit':>10}"
         f"{'weights MiB':>12}{'distinct computed padding':>28}",
     ]
     for rival, found in result["rivals"].items():
         cells = []
         for key, width in (("pairs_a_second", 16), ("with_reference_1_epoch", 18), ("with_reference_2_epochs", 10)):
-            ratio = f"{ours[key] / found[key]:.1f}x" if ours and rival != "ours" else ""
+            ours = best.get(rival, result["rivals"].get("ours"))
+            ratio = f"{ours[key] / found[key]:.1f}x" if ours and not rival.endswith("ours") else ""
             cells.append(f"{found[key]:>{width}.2f}{ratio:>8}")
         tokens = found["tokens_a_pair"]
         share = found["pairs_a_second"] / limit
         lines.append(
-            f"{rival:6}{''.join(cells)}{share:>10.0%}{found['peak_mib_above_weights']:>12}"
+            f"{rival:12}{''.join(cells)}{share:>10.0%}{found['peak_mib_above_weights']:>12}"
             f"{tokens['distinct']:>11.0f}{tokens['computed']:>9.0f}{tokens['padding']:>8.0f}"
         )
     return "\n".join(lines)
@@ -378,7 +420,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shapes", nargs="+", default=["25m", "135m"], choices=SHAPES)
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 16])
-    parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=RIVALS)
+    parser.add_argument(
+        "--rivals", nargs="+", default=list(RIVALS), choices=[*RIVALS, *FREE, *(f"{name}-ours" for name in FREE)]
+    )
     parser.add_argument("--data", default="pairs", choices=["pairs", "brand-voice"])
     parser.add_argument("--pairs", type=Path, default=HH)
     parser.add_argument("--repeats", type=int, default=3)
