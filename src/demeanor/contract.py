@@ -18,6 +18,7 @@ from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault, nearest
 from demeanor.objectives import OBJECTIVES
 from demeanor.records import content_id
+from demeanor.reward_settings import RewardSettings, check_names
 from demeanor.settings import Dumper, Source, apply_overrides, read_yaml
 from demeanor.trl_options import check_trl_options
 
@@ -52,6 +53,7 @@ MEASURES = {
     "safe_sampled_rate": "share of the sampled replies that the rule calls safe",
     "invalid_sampled_rate": "share of the sampled replies that are empty or garbled",
     "reply_tokens": "length of the sampled replies, tokens",
+    "reward": "weighted sum of `training.rewards`, mean over the sampled replies",
     "reward_accuracy": "share of pairs whose implicit reward is higher for the safe (chosen) reply (of one "
     "labelled alone: above or below 0, by its label); after only",
     "validation_loss": "the DPO loss on the held-out pairs (a reply alone: against a reward of 0), nats; ln 2 before",
@@ -212,7 +214,7 @@ class Training(_Base):
 
     objective: str = Field(
         "dpo",
-        description="what is minimised: dpo, ipo, simpo, cpo, orpo, kto, or one of TRL's DPO losses by its name; "
+        description="what is minimised: dpo, ipo, simpo, cpo, orpo, kto, grpo, or one of TRL's DPO losses by its name; "
         "several of these by `loss_type` and `loss_weights` under dpo",
     )
     engine: Literal["tree", "padded"] = Field(
@@ -231,8 +233,9 @@ class Training(_Base):
     )
     beta: float = Field(
         0.1,
-        gt=0,
-        description="strength of the pull towards the reference; default by objective: simpo 2, all others 0.1",
+        ge=0,
+        description="strength of the pull towards the reference; default by objective: simpo 2, grpo 0.04 (weight of "
+        "the KL divergence, may be 0), all others 0.1",
     )
     gamma: float = Field(0.0, ge=0, description="margin that simpo asks for between the replies; its default is 1")
     sft_weight: float = Field(
@@ -240,11 +243,17 @@ class Training(_Base):
         ge=0,
         description="weight of an SFT term on the chosen reply (RPO), against displacement; cpo and orpo: 1",
     )
+    rewards: tuple[RewardSettings, ...] = Field(
+        (),
+        description="grpo: what sampled replies are rewarded for, default the judge; other objectives only measure it",
+    )
     max_length: int = Field(
         1024, ge=2, description="tokens of prompt and reply; longer prompts lose their oldest turns"
     )
     learning_rate: float | None = Field(None, gt=0, description="default: scaled with the model's width")
-    per_device_train_batch_size: int = Field(8, ge=1, description="pairs (kto: replies) a step and device")
+    per_device_train_batch_size: int = Field(
+        8, ge=1, description="pairs (kto: replies; grpo: prompts, each with num_generations replies) a step and device"
+    )
     gradient_accumulation_steps: int = Field(1, ge=1, description="steps added up for one update")
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the pairs")
     warmup_steps: float = Field(0.1, ge=0, description="share (under 1) or number of steps with a rising learning rate")
@@ -267,6 +276,12 @@ class Training(_Base):
         if name not in OBJECTIVES:
             raise fault(f"no objective is called {name!r}{nearest(name, OBJECTIVES)}")
         return name
+
+    @field_validator("rewards", mode="after")
+    @classmethod
+    def _named_apart(cls, rewards: tuple[RewardSettings, ...]) -> tuple[RewardSettings, ...]:
+        check_names(rewards)
+        return rewards
 
     @field_validator("lora_target_modules", mode="after")
     @classmethod
@@ -344,6 +359,23 @@ class Contract(_Section):
             raise fault(f"is a margin of objective simpo; {training.objective} has none", "training", "gamma")
         if not training.needs_reference and training.reference != "precomputed":
             raise fault(f"{training.objective} has no reference: leave this out", "training", "reference")
+        with_rule = [
+            p for p in self.promises.values() if p.violating_openings or p.safe_openings or p.violating_patterns
+        ]
+        if not training.beta and not OBJECTIVES[training.objective].online:
+            raise fault("must be greater than 0", "training", "beta")
+        if OBJECTIVES[training.objective].online:
+            if training.sft_weight:
+                raise fault(f"belongs to objectives that take pairs; {training.objective} samples its own replies",
+                            "training", "sft_weight")  # fmt: skip
+            if training.reference == "copy":
+                raise fault(f"of {training.objective} it is the model with its adapter off: leave this out",
+                            "training", "reference")  # fmt: skip
+            if not self.rewards:
+                raise fault(f"{training.objective} needs rewards, or behaviours with openings or patterns to judge by",
+                            "training", "rewards")  # fmt: skip
+            if not with_rule and any(reward.kind == "judge" for reward in self.rewards):
+                raise fault("no behaviour states openings or patterns to judge by", "training", "rewards")
         if training.objective == "kto":
             if training.sft_weight:
                 raise fault("belongs to objectives that take pairs; kto has no SFT term", "training", "sft_weight")
@@ -372,6 +404,14 @@ class Contract(_Section):
         """Every behaviour or collateral that is measured, by id."""
         trained = {k: b for k, b in self.behaviours.items() if b.kind == "permanent"}
         return {**trained, **self.collateral}
+
+    @property
+    def rewards(self) -> tuple[RewardSettings, ...]:
+        """Those of the contract; of an online objective without any the judge, where a behaviour states a rule."""
+        given = self.training.rewards
+        stated = any(p.violating_openings or p.safe_openings or p.violating_patterns for p in self.promises.values())
+        judged = not given and stated and OBJECTIVES[self.training.objective].online
+        return (RewardSettings(kind="judge"),) if judged else given
 
     def system_text(self, key: str | None = None) -> str | None:
         """The system prompt with today's transient values, or, for the training pair `key`, with examples."""
@@ -451,6 +491,12 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
 
     template = contract.chat_template
 
+    def fix_reward(reward: RewardSettings) -> RewardSettings:
+        place, _, name = (reward.path or "").rpartition(":")
+        return reward.model_copy(update={"path": f"{fix(place)}:{name}"}) if place.endswith(".py") else reward
+
+    rewards = tuple(map(fix_reward, contract.training.rewards))
+
     def fix_promise(promise: Any) -> Any:
         return promise.model_copy(update={"probes": fix(promise.probes)})
 
@@ -458,6 +504,7 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
         update={
             "model": fix(contract.model),
             "chat_template": fix(template) if template and template.endswith(".jinja") else template,
+            "training": contract.training.model_copy(update={"rewards": rewards}),
             "data": contract.data.model_copy(update={"pairs": tuple(fix(p) for p in contract.data.pairs)}),
             "behaviours": {k: fix_promise(b) for k, b in contract.behaviours.items()},
             "collateral": {k: fix_promise(p) for k, p in contract.collateral.items()},
@@ -466,4 +513,4 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
 
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?(@[\w./-]+)?")
-_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".xz", ".yaml", ".jinja")
+_DATA_SUFFIXES = (".py", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".xz", ".yaml", ".jinja")

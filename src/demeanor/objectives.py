@@ -59,6 +59,11 @@ class Objective:
         """Else single replies, each labelled good or bad; a pair is two of them."""
         return self.trainer == "dpo"
 
+    @property
+    def online(self) -> bool:
+        """Takes only the prompts of its data and samples the replies itself."""
+        return self.trainer == "grpo"
+
 
 def simpo(replies: Replies, beta: float, gamma: float, smoothing: float = 0.0) -> torch.Tensor:
     """-log s(beta (log p(w) / |w| - log p(l) / |l|) - gamma), [B]."""
@@ -135,6 +140,13 @@ OBJECTIVES = {
         "Ethayarajh et al. 2024, KTO",
         learning_rate=3.0,
         trainer="kto",
+    ),
+    "grpo": Objective(
+        "-(1 / T) sum of A(y) p(t) / p_sampling(t) + beta KL(p, p_ref) over the T tokens of all replies y; A(y) = "
+        "(reward - mean) / std of the rewards of one prompt's replies (ratio clipped, TRL's default loss_type)",
+        "Shao et al. 2024, DeepSeekMath; Yu et al. 2025, DAPO, for the mean over tokens",
+        beta=0.04,
+        trainer="grpo",
     ),
     "hinge": Objective("max(0, 1 - beta d)", "Zhao et al. 2023, SLiC-HF; Liu et al. 2023, RSO", trl_loss="hinge"),
     "robust": Objective(

@@ -17,6 +17,7 @@ from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
 from demeanor.measure import measure_model
 from demeanor.model import load_model
+from demeanor.objectives import OBJECTIVES
 from demeanor.plan import DEFAULT_BEHAVIOUR, Plan, prompt_inputs, read_inputs
 from demeanor.progress import Progress
 from demeanor.prove import prove_contract
@@ -25,6 +26,7 @@ from demeanor.release import merge_adapter
 from demeanor.report import write_report
 from demeanor.tokens import tokenize_pairs
 from demeanor.train import check_training, train_adapter
+from demeanor.train.rewards import function_digests
 from demeanor.workspace import Workspace, digest, file_sha256
 
 
@@ -67,7 +69,9 @@ def read_stage(plan: Plan, progress: Progress) -> None:
 def train_stage(plan: Plan, progress: Progress) -> None:
     """Train the adapter."""
     workspace, contract = plan.workspace, plan.contract
-    key = digest(stage_inputs("train", workspace, contract, plan.identity))
+    # a user's reward function may be mended in between: checkpoints stay good, a finished training does not
+    inputs = stage_inputs("train", workspace, contract, plan.identity)
+    key = digest({name: value for name, value in inputs.items() if name != "functions"})
 
     def work() -> dict[str, Any]:
         tokens, refused = tokenize_pairs(
@@ -78,6 +82,11 @@ def train_stage(plan: Plan, progress: Progress) -> None:
         )
         if refused:
             raise StageError(f"{len(refused)} pairs can no longer be tokenized: {refused[0][1]}")
+        source_pairs = None
+        if OBJECTIVES[contract.training.objective].online:
+            from demeanor.train.grpo import Source
+
+            source_pairs = Source(plan.tokenizer, plan.train)
         with progress.bar("train", 1000) as advance:
             shown = 0
 
@@ -93,6 +102,8 @@ def train_stage(plan: Plan, progress: Progress) -> None:
                     "logp chosen": logs.get("logps/chosen"),
                     "rejected": logs.get("logps/rejected"),
                     "margin": logs.get("rewards/margins"),
+                    "reward": logs.get("reward"),
+                    "alike": logs.get("frac_reward_zero_std"),
                 }
                 advance(0, **{name: f"{value:.3g}" for name, value in figures.items() if value is not None})
 
@@ -105,6 +116,7 @@ def train_stage(plan: Plan, progress: Progress) -> None:
                     checkpoints=workspace.checkpoints,
                     out=out,
                     key=key,
+                    source_pairs=source_pairs,
                     advance=step,
                     referred=lambda done, total: advance(0, reference=f"{done}/{total}"),
                     report=report,
@@ -263,6 +275,9 @@ def stage_inputs(
         own: dict[str, Any] = {
             "pairs": file_sha256(workspace.train_pairs),
             "training": contract.training.model_dump(mode="json"),
+            "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],
+            "functions": function_digests(contract) if OBJECTIVES[contract.training.objective].online else {},
+            "samples": settings.max_new_tokens if OBJECTIVES[contract.training.objective].online else None,
             "prompt": prompt_inputs(contract),
         }
     elif name in SIDES:
@@ -273,6 +288,8 @@ def stage_inputs(
             "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples"}),
             "prompt": prompt_inputs(contract),
             "max_length": contract.training.max_length,
+            "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],
+            "functions": function_digests(contract),
         }
     elif name == "prove":
         own = {

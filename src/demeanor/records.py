@@ -123,6 +123,7 @@ class Reply(Record):
     text: str
     num_tokens: int
     judgement: str | None
+    reward: float | None = None  # the weighted sum of `training.rewards`; None when there are none
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def check_trl_options(training: BaseModel, source: Source, root: type[BaseModel]
             raise ContractError(f"training.{name}: must be {kind}, not {one_line(repr(value), 60)}", where=where)
 
 
-CONFIGS = {"dpo": "DPOConfig", "kto": "KTOConfig"}  # of TRL, by the file of `train/`
+CONFIGS = {"dpo": "DPOConfig", "kto": "KTOConfig", "grpo": "GRPOConfig"}  # of TRL, by the file of `train/`
 # TRL 1.16 names them only where it computes them
 LOSSES = {
     "dpo": (
@@ -55,6 +55,7 @@ LOSSES = {
         "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
     ),
     "kto": ("kto", "apo_zero_unpaired"),
+    "grpo": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
 }  # fmt: skip
 
 
@@ -83,5 +84,8 @@ OURS_NOT_TRL = {
     "hub_token": "a contract holds no secrets; log in with `hf auth login`",
     "precompute_ref_log_probs": "write `reference: precomputed`",
     "truncation_mode": "replies are never cut; a prompt that is too long loses its oldest turns",
+    "reward_weights": "each of `training.rewards` has its weight",
+    "chat_template_kwargs": "prompts are rendered by the rules of the pairs",
+    "num_generations_eval": "the probes are measured before and after training",
     "remove_unused_columns": "it would remove the pairs' tokens",
 }

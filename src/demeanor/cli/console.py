@@ -116,6 +116,12 @@ def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
         console.print(
             f"{c.behaviour}: {c.measure.replace('_', ' ')} {c.after.value:.3f}{interval}{beside}", markup=False
         )
+    for c in (c for c in verdict.comparisons if c.measure == "reward" and c.difference.value is not None):
+        ends = f" [{c.difference.low:+.3f}, {c.difference.high:+.3f}]" if c.difference.low is not None else ""
+        console.print(
+            f"{c.behaviour}: reward {c.before.value:.3f} → {c.after.value:.3f}, {c.difference.value:+.3f}{ends}",
+            markup=False,
+        )
     for limit in verdict.limits:
         if not limit.passed:
             console.print(f"[red]✗[/red] {escape(limit.behaviour)}: {limit.measure} {limit.rule}: {limit.reason}")

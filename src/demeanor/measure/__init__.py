@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import Contract, Promise
 from demeanor.records import Probe, Reply, Score, content_id
 from demeanor.tokens import Tokenizer
+from demeanor.train.rewards import Rewards, Sample
 
 if TYPE_CHECKING:
     from demeanor.measure.likelihood import Scorer
@@ -44,6 +45,7 @@ def measure_model(
     settings = contract.measurement
     done = _read_partial(partial)
     scorer = Scorer(model)
+    rewards = _rewards(model, scorer, contract)
     sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
     scores: list[Score] = []
     replies: list[Reply] = []
@@ -54,7 +56,7 @@ def measure_model(
             scores += [Score.from_json(item) for item in done[key]["scores"]]
             replies += [Reply.from_json(item) for item in done[key]["replies"]]
         else:
-            new_replies = _sample(model, tokenizer, chunk, sampled, contract, side, start)
+            new_replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards)
             new_scores = _score(scorer, tokenizer, chunk, contract, side, new_replies)
             scores, replies = scores + new_scores, replies + new_replies
             _append_partial(partial, key, new_scores, new_replies)
@@ -117,10 +119,15 @@ def _rates(replies: list[Reply]) -> dict[str, float | None]:
         judged = [reply.judgement for reply in replies if reply.judgement is not None]
         return judged.count(judgement) / len(judged) if judged else None
 
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
     return {
         "violating_sampled_rate": rate("violating"),
         "safe_sampled_rate": rate("safe"),
         "invalid_sampled_rate": rate("invalid"),
+        "reward": mean([reply.reward for reply in replies]),
         "reply_tokens": sum(reply.num_tokens for reply in replies) / len(replies) if replies else None,
     }
 
@@ -133,22 +140,36 @@ def _sample(
     contract: Contract,
     side: str,
     start: int,
+    rewards: Rewards | None,
 ) -> list[Reply]:
-    from demeanor.measure.judge import judge_reply
+    from demeanor.judge import judge_reply
     from demeanor.measure.sample import sample_replies
 
     settings, system = contract.measurement, contract.system_text()
+    prompts: dict[int, list[int]] = {}
     chosen = [probe for probe in chunk if (probe.behaviour, probe.id) in sampled]
     texts = sample_replies(
         model,
         tokenizer,
-        [tokenizer.prompt(probe.prompt, system) for probe in chosen],
+        [prompts.setdefault(id(probe), tokenizer.prompt(probe.prompt, system)) for probe in chosen],
         samples=settings.samples,
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,
         seed=int(content_id(settings.seed, start), 16) % 2**31,
     )
     promises = contract.promises
+    drawn = [
+        (probe, index, text, ids)
+        for probe, own in zip(chosen, texts, strict=True)
+        for index, (text, ids) in enumerate(own)
+    ]
+    rewarded: list[float | None] = [None] * len(drawn)
+    if rewards is not None:
+        samples = [
+            Sample(f"probe {p.id} of {p.behaviour}", p.prompt, p.behaviour, prompts[id(p)], ids, text)
+            for p, _, text, ids in drawn
+        ]
+        rewarded = list(rewards.of(samples))
     return [
         Reply(
             probe.id,
@@ -156,12 +177,25 @@ def _sample(
             side,
             index,
             text,
-            length,
+            len(ids),
             judge_reply(text, promises.get(probe.behaviour, Promise())),
+            reward,
         )
-        for probe, own in zip(chosen, texts, strict=True)
-        for index, (text, length) in enumerate(own)
+        for (probe, index, text, ids), reward in zip(drawn, rewarded, strict=True)
     ]
+
+
+def _rewards(model: Any, scorer: Scorer, contract: Contract) -> Rewards | None:
+    """The contract's rewards; those by the model before training switch a PEFT model's adapter off."""
+    if not contract.rewards:
+        return None
+
+    def mean_logps(samples: Sequence[Sample]) -> list[float]:
+        with model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
+            found = scorer.logps([s.prompt_ids for s in samples], [[s.reply_ids] for s in samples])
+        return [sum(path) / len(path) for (path,) in found]
+
+    return Rewards(contract, mean_logps)
 
 
 def _openings(tokenizer: Tokenizer, promise: Promise) -> tuple[list[list[int]], list[list[int]]]:

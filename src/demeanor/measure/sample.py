@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from demeanor.tokens import Tokenizer
+from demeanor.train.rewards import reply_of
 
 
 def _room(model: Any) -> int:
@@ -25,8 +26,8 @@ def sample_replies(
     temperature: float,
     max_new_tokens: int,
     seed: int,
-) -> list[list[tuple[str, int]]]:
-    """`samples` replies a prompt as (text, number of tokens with its end); the same seed and batch give the same."""
+) -> list[list[tuple[str, list[int]]]]:
+    """`samples` replies a prompt as (text, token ids with the end of turn); the same seed and batch give the same."""
     if not prompts or not samples:
         return [[] for _ in prompts]
     inner = tokenizer.inner
@@ -55,9 +56,8 @@ def sample_replies(
         )[:, longest:].tolist()
     finally:
         base.generation_config = kept
-    replies: list[tuple[str, int]] = []
+    replies: list[tuple[str, list[int]]] = []
     for ids in output:
-        ends = [place for place, token in enumerate(ids) if token in tokenizer.end_ids]
-        kept = ids[: ends[0]] if ends else ids
-        replies.append((inner.decode(kept, skip_special_tokens=True).strip(), len(kept) + bool(ends)))
+        reply, text = reply_of(ids, inner, tokenizer.end_ids)
+        replies.append((text, reply))
     return [replies[row * samples : (row + 1) * samples] for row in range(len(prompts))]

@@ -100,7 +100,7 @@ def _compare(behaviour: str, sides: list[tuple[Score, Score]], contract: Contrac
     for measure in dict.fromkeys(name for pair in sides for score in pair for name in score.values):
         old = [first.values.get(measure) for first, _ in sides]
         new = [second.values.get(measure) for _, second in sides]
-        if measure.endswith("_sampled_rate") or measure == "reply_tokens":
+        if measure.endswith("_sampled_rate") or measure in ("reply_tokens", "reward"):
             # probes that were not drawn for sampling are no missing evidence
             drawn = [place for place, pair in enumerate(zip(old, new, strict=True)) if pair != (None, None)]
             old, new = [old[place] for place in drawn], [new[place] for place in drawn]

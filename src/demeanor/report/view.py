@@ -213,6 +213,13 @@ def _curves(run: Run) -> tuple[list[CurveView], str]:
         ("Log-probability of the training replies, nats", ("logps/chosen", "logps/rejected"), None),
         ("Reward margin of chosen over rejected, nats", ("rewards/margins",), 0.0),
     )
+    if any("frac_reward_zero_std" in row for row in log):  # replies were sampled
+        panels = (
+            ("Reward of the sampled replies", ("reward",), None),
+            ("Groups of replies that were all rewarded alike", ("frac_reward_zero_std",), None),
+            ("Length of the sampled replies, tokens", ("completions/mean_length",), None),
+            ("KL divergence from the model before training, nats a token", ("kl",), 0.0),
+        )
     views, missing, widest = [], [], 1
     for title, keys, reference in panels:
         thinned = {key: thin(points(key)) for key in keys if points(key)}
@@ -221,7 +228,7 @@ def _curves(run: Run) -> tuple[list[CurveView], str]:
             continue
         widest = max(widest, *(size for _, size in thinned.values()))
         lines = [Curve(line, dashed=key.endswith("rejected")) for key, (line, _) in thinned.items()]
-        shares = keys == ("rewards/accuracies",)
+        shares = keys in (("rewards/accuracies",), ("frac_reward_zero_std",))
         spell = percent if shares else lambda value: f"{value:.3g}".replace("-", words.MINUS)
         ends = {key: f"{spell(line[0][1])} → {spell(line[-1][1])}" for key, (line, _) in thinned.items()}
         note = "; ".join((f"{key.rpartition('/')[2]} " if len(keys) > 1 else "") + text for key, text in ends.items())

@@ -31,6 +31,7 @@ _MEASURES = {
     "safe_sampled_rate": ("good reply: share of the sampled replies", "probability"),
     "invalid_sampled_rate": ("empty or garbled: share of the sampled replies", "probability"),
     "reply_tokens": ("length of the sampled replies", "tokens"),
+    "reward": ("reward of the sampled replies", ""),
     "reward_accuracy": ("held-out pairs whose good reply gained more than the bad one", "probability"),
     "validation_loss": ("validation loss (DPO) on the held-out pairs", "nats"),
     "length_accuracy": ("what the better rule about length alone reaches", "probability"),

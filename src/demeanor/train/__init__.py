@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, ModelError, StageError, one_line
 from demeanor.model import ModelSource, load_model
 from demeanor.objectives import OBJECTIVES
 from demeanor.tokens import TokenizedPair
+
+if TYPE_CHECKING:
+    from demeanor.train.grpo import Source
 
 __all__ = ["check_training", "train_adapter"]
 
@@ -29,6 +32,7 @@ def train_adapter(
     checkpoints: Path,
     out: Path,
     key: str,
+    source_pairs: Source | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
     referred: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[dict[str, float]], None] = lambda logs: None,
@@ -41,6 +45,7 @@ def train_adapter(
         tokenizer: the Hugging Face tokenizer, saved beside the adapter.
         pairs: token ids.
         checkpoints: folder of the checkpoints.
+        source_pairs: for an objective that samples its own replies, the pairs' texts in the same order.
         key: digest of everything that changes the result; a checkpoint with another key is not used.
         advance: called with the steps done and all steps.
         referred: called with the pairs whose reference is known and all pairs, while it is computed.
@@ -80,10 +85,15 @@ def train_adapter(
         policy = PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
         say(f"training goes on with the adapter in {source.name}; its own rank and layers are used, not lora_r")
     bf16 = settings.bf16 if settings.bf16 is not None else not settings.trl_options.get("fp16") and wants_bf16(base)
+    family, objective = _family(contract), OBJECTIVES[settings.objective]
+    if objective.online:
+        at_a_time = sampled_at_a_time(pairs, family.make_arguments(contract, checkpoints, bf16=bf16, use_cpu=True))
+    else:
+        at_a_time = tokens_at_a_time(pairs, settings.per_device_train_batch_size, trees=settings.engine == "tree")
     memory = estimate_memory(
         base,
         num_trainable=adapter.num_trainable(policy, config),
-        tokens=tokens_at_a_time(pairs, settings.per_device_train_batch_size, trees=settings.engine == "tree"),
+        tokens=at_a_time,
         copy=settings.reference == "copy",
         trees=settings.engine == "tree",
         bf16=bf16,
@@ -94,7 +104,6 @@ def train_adapter(
     say(f"memory: {memory.describe(checkpointing=checkpointing)}")
     if not memory.fits:
         say("memory: the estimate exceeds what is free; a smaller per_device_train_batch_size or max_length needs less")
-    objective = OBJECTIVES[settings.objective]
     learning_rate = settings.learning_rate or default_learning_rate(base) * objective.learning_rate
     reference = load_model(source, contract) if settings.reference == "copy" else None
 
@@ -107,12 +116,13 @@ def train_adapter(
             return None
 
     compiled = settings.compile
-    if compiled is None:
+    if compiled is None and objective.online:
+        compiled = False  # every step has rows of other shapes
+    elif compiled is None:
         shape = base.config.get_text_config()
         num_tokens = sum(p.num_tokens for p in pairs) * (settings.num_train_epochs + 1)  # once more for the reference
         compiled = elementwise.worth_compiling(shape.num_hidden_layers, shape.hidden_size, num_tokens, base.device.type)
     stopper, mark = _Stopper(), callbacks.MarkComplete(key)
-    family = _family(contract)
     arguments = family.make_arguments(
         contract,
         checkpoints,
@@ -141,14 +151,16 @@ def train_adapter(
                 say,
                 stopper.asked,
             ),
+            *([callbacks.WholeWindows(steps_a_window(arguments))] if objective.online else []),
             mark,
         ],
+        **({"source": source_pairs} if objective.online else {}),
         cache=cache,
         referred=referred,
         say=say,
     )
     trainer.remove_callback(PrinterCallback)
-    step0 = check_step0(trainer, bf16=bf16) if objective.needs_reference else None
+    step0 = check_step0(trainer, bf16=bf16) if objective.needs_reference and not objective.online else None
     checkpoint = callbacks.last_checkpoint(checkpoints, key)
     if checkpoint is not None:
         say(f"resumed from {checkpoint.name}")
@@ -164,6 +176,7 @@ def train_adapter(
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if not all(bool(p.isfinite().all()) for p in policy.parameters() if p.requires_grad):
         raise StageError("the adapter's weights are no longer finite; a smaller learning_rate helps")
+    more = {} if not objective.online else _of_groups(state.log_history, trainer, say)
     policy.save_pretrained(out, selected_adapters=["default"])
     tokenizer.save_pretrained(out)
     return {
@@ -175,12 +188,13 @@ def train_adapter(
         "device": device_in_use(base, trainer.accelerator.num_processes),
         "engine": "tree" if trainer.engine else "padded",
         "objective": settings.objective,
-        "reference": settings.reference if objective.needs_reference else "none",
+        "reference": _reference(contract),
         "reference_seconds": round(trainer.reference_seconds, 2),
         "step0_margin_nats": step0,
         "num_pairs": len(pairs),
         "num_trainable": sum(p.numel() for p in policy.parameters() if p.requires_grad),
         "steps": state.global_step,
+        **more,
         "seconds": round(mark.seconds(), 2),
         "log": [{name: _finite(value) for name, value in entry.items()} for entry in state.log_history],
     }
@@ -189,6 +203,39 @@ def train_adapter(
 def _family(contract: Contract) -> Any:
     """The module that has the contract's objective: `make_arguments` and `make_trainer`."""
     return import_module(f"demeanor.train.{OBJECTIVES[contract.training.objective].trainer}")
+
+
+def _reference(contract: Contract) -> str:
+    settings, objective = contract.training, OBJECTIVES[contract.training.objective]
+    if objective.online:
+        return "adapter-off" if settings.beta else "none"
+    return settings.reference if objective.needs_reference else "none"
+
+
+def steps_a_window(arguments: Any) -> int:
+    """Optimiser steps after which a window of shared samples and a step end together."""
+    window = arguments.steps_per_generation * arguments.num_iterations
+    return math.lcm(window, arguments.gradient_accumulation_steps) // int(arguments.gradient_accumulation_steps)
+
+
+def _of_groups(log: list[dict[str, Any]], trainer: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """For the summary: how many groups of replies were all rewarded alike, and so taught nothing."""
+    from demeanor.train.grpo import zero_variance
+
+    args = trainer.args
+    a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    alike, groups = zero_variance(log, a_step // args.num_generations)
+    line = f"grpo: {alike:,} of {groups:,} groups had replies that were all rewarded alike and taught nothing"
+    if 2 * alike > groups:
+        line += "; a higher temperature, more num_generations or a finer reward helps"
+    say(line)
+    return {"num_prompts": len(trainer.train_dataset), "groups": groups, "groups_without_variance": alike}
+
+
+def sampled_at_a_time(pairs: list[TokenizedPair], arguments: Any) -> int:
+    """Tokens of a step's replies with their prompts, at most."""
+    longest = max(len(p.prompt_ids) for p in pairs) + arguments.max_completion_length
+    return int(arguments.per_device_train_batch_size * longest)
 
 
 def _finite(value: Any) -> Any:
@@ -207,7 +254,15 @@ def check_training(source: ModelSource, contract: Contract) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from demeanor.train import adapter
+    from demeanor.train.rewards import Rewards
 
+    Rewards(contract)
+    if source.adapter is not None and any(reward.kind == "logp" for reward in contract.rewards):
+        raise InputError(
+            "the reward logp needs the model before training, and this one has an adapter already",
+            where="training.rewards",
+            remedy="release its run first, and train the merged model",
+        )
     with tempfile.TemporaryDirectory() as folder:
         _family(contract).make_arguments(contract, Path(folder), bf16=contract.training.bf16 or False, use_cpu=True)
     if source.adapter is None:

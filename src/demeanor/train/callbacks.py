@@ -57,6 +57,26 @@ class MarkComplete(TrainerCallback):
         aside.replace(folder / COMPLETE)
 
 
+class WholeWindows(TrainerCallback):
+    """Puts off checkpoints, and a stop, to the end of a window of steps that share their samples: a training that is
+    resumed samples anew. Must stand after `Watch`.
+
+    Args:
+        window: steps.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window, self.owed = window, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.owed = self.owed or control.should_save
+        inside = state.global_step % self.window != 0 and state.global_step < state.max_steps
+        control.should_save = self.owed and not inside
+        if inside:
+            control.should_training_stop = False
+        self.owed = self.owed and inside
+
+
 class Watch(TrainerCallback):
     """Reports each step and each log, warns once of likelihood displacement, and stops after a step when asked.
 
@@ -89,9 +109,11 @@ class Watch(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if not logs or "rewards/chosen" not in logs:
+        if not logs or not {"rewards/chosen", "reward"} & logs.keys():
             return
         self.report(logs)
+        if "rewards/chosen" not in logs:
+            return
         change = float(logs["rewards/chosen"]) / self.beta
         self.falling = self.falling + 1 if change < -1.0 and float(logs["rewards/margins"]) > 0 else 0
         if self.falling == self.PATIENCE and not self.warned:

@@ -29,6 +29,7 @@ class Batch:
 
     rows: list[Row]
     groups: list[list[int]]
+    starts: np.ndarray  # [N], where each sequence begins: its padding may lie on both sides
 
 
 class TreeEngine:
@@ -47,6 +48,7 @@ class TreeEngine:
         self.model = model
         self.row_budget, self.paired = row_budget, paired
         self.kind: str | None = None  # of attention, instead of what suits the row
+        self.temperature = 1.0  # that the logits are divided by; the head must have no bias
         self.figures = True  # that are logged beside the log-probabilities
         self.last_calls = 0  # layers that asked for the last row's tree
         self._last: tuple[torch.Tensor, Batch] | None = None
@@ -56,11 +58,15 @@ class TreeEngine:
         if self._last is not None and self._last[0] is input_ids:
             return self._last[1]
         lengths = attention_mask.sum(dim=1).tolist()
+        starts = attention_mask.int().argmax(dim=1).cpu().numpy()
         ids = input_ids.cpu().numpy()
-        sequences = [ids[i, :length].tolist() for i, length in enumerate(lengths)]
+        sequences = [
+            ids[i, start : start + length].tolist()
+            for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
+        ]
         half = self._num_groups(len(sequences))
         rows = plan_rows([sequences[i::half] for i in range(half)], self.row_budget)
-        batch = Batch(rows, [sorted({group for group, _ in row.members}) for row in rows])
+        batch = Batch(rows, [sorted({group for group, _ in row.members}) for row in rows], starts)
         self._last = (input_ids, batch)
         return batch
 
@@ -87,8 +93,9 @@ class TreeEngine:
             for (group, item), path in zip(row.members, row.paths, strict=True):
                 number = group + item * half
                 at = wanted[number].nonzero()[:, 0].cpu().numpy()
-                places.append(path[at])
-                targets.append(row.tokens[path[at + 1]])
+                own = at - batch.starts[number]
+                places.append(path[own])
+                targets.append(row.tokens[path[own + 1]])
                 cells.append(number * wanted.shape[1] + at)
             found.append(self._score_row(row, np.concatenate(places), np.concatenate(targets)))
             where.append(np.concatenate(cells))
@@ -119,6 +126,8 @@ class TreeEngine:
             hidden = hidden.index_select(0, keep)
         head = self.model.get_output_embeddings()
         read = hidden.index_select(0, index)
+        if self.temperature != 1.0:
+            read = read / self.temperature
         scores = score_tokens(read, head, torch.as_tensor(_fill(targets), device=device), figures=self.figures)
         return TokenScores(**{field.name: getattr(scores, field.name)[:num] for field in fields(TokenScores)})
 

@@ -50,7 +50,8 @@ class OnTrees:
         say: called with a line for the user.
     """
 
-    reply_columns: tuple[str, str]  # of the data set
+    reply_columns: tuple[str, ...]  # of the data set
+    temperature = 1.0  # that the logits are divided by
     paired = True  # sequences i and i + B of a batch [2B, L] belong together
     # what TRL's trainers have, which declare no types
     accelerator: Any
@@ -148,6 +149,8 @@ class OnTrees:
 
         try:
             engines = [_install(model, self.paired) for model in models]
+            for engine in engines:
+                engine.temperature = self.temperature
             for kind in ("dense", None) if base.device.type == "cpu" else (None,):
                 engines[0].kind = kind or main_kind(base.device)
                 compare()
