@@ -359,7 +359,7 @@ def test_set_cannot_go_below_a_value(item: str) -> None:
 
 
 def test_a_fault_of_set_is_not_blamed_on_the_file() -> None:
-    message = "training.beta: input should be greater than 0, not -1"
+    message = "training.beta: input should be greater than or equal to 0, not -1"
     assert refusal(GOOD, "training.beta=-1") == f"--set training.beta=-1: {message}"
     assert refusal(GOOD, "training={beta: -1}") == f"--set training={{beta: -1}}: {message}"
     assert refusal(GOOD, "measurement.sampels=1").startswith("--set measurement.sampels=1: unknown key")

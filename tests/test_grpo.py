@@ -14,7 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from test_journey import few_pairs, planned
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from demeanor.contract import Contract
 from demeanor.errors import InputError, StageError
@@ -23,9 +23,10 @@ from demeanor.progress import Progress
 from demeanor.records import PreferencePair, Reply
 from demeanor.report import write_report
 from demeanor.tokens import Tokenizer, make_tokenizer, tokenize_pairs
-from demeanor.train import check_training, grpo, steps_a_window
+from demeanor.train import check_training, grpo, rloo, steps_a_window
 from demeanor.train.callbacks import WholeWindows
-from demeanor.train.grpo import SamplingTrainer, Source, prompts_of, zero_variance
+from demeanor.train.rloo import LeaveOneOutTrainer
+from demeanor.train.sampling import Sampling, Source, prompts_of, zero_variance
 
 __all__ = ["few_pairs"]  # the fixture
 TONE = {"tone": {"violating_openings": ["You should"], "safe_openings": ["I'm sorry"]}}
@@ -38,17 +39,18 @@ def read(path: Path) -> list[PreferencePair]:
     return list(read_pairs(path, behaviour="tone").pairs)
 
 
-def make(llama: Path, pairs: Path, tmp_path: Path, *, trees: bool = True, **training: Any) -> SamplingTrainer:
+def make(llama: Path, pairs: Path, tmp_path: Path, *, trees: bool = True, **training: Any) -> Sampling:
     settings = {"objective": "grpo", "per_device_train_batch_size": 2, "num_generations": 4, **training}
     contract = contract_of(model=str(llama), behaviours=TONE, training=settings, measurement={"max_new_tokens": 12})
     inner = AutoTokenizer.from_pretrained(llama)
     tokenizer = make_tokenizer(inner, [inner.eos_token_id])
     records = read(pairs)
     tokens, _ = tokenize_pairs(records, tokenizer)
-    arguments = grpo.make_arguments(
+    family = {"grpo": grpo, "rloo": rloo}[contract.training.objective]
+    arguments = family.make_arguments(
         contract, tmp_path, learning_rate=1e-3, bf16=False, use_cpu=True, gradient_checkpointing=False
     )
-    trainer = grpo.make_trainer(
+    trainer: Sampling = family.make_trainer(
         contract,
         arguments,
         inner,
@@ -63,14 +65,19 @@ def make(llama: Path, pairs: Path, tmp_path: Path, *, trees: bool = True, **trai
     return trainer
 
 
-def plain(llama: Path, trainer: SamplingTrainer) -> GRPOTrainer:
+def plain(llama: Path, trainer: Sampling) -> Any:
     """TRL's own, with the same weights and options."""
-    names = ("beta", "num_generations", "max_completion_length", "temperature", "loss_type", "num_iterations")
-    args = GRPOConfig(
+    names = ["beta", "num_generations", "max_completion_length", "temperature", "num_iterations"]
+    ours, kind, config = trainer.args, GRPOTrainer, GRPOConfig
+    if isinstance(trainer, LeaveOneOutTrainer):
+        kind, config = RLOOTrainer, RLOOConfig
+    else:
+        names.append("loss_type")
+    args = config(
         output_dir=trainer.args.output_dir, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
-        per_device_train_batch_size=8, **{name: getattr(trainer.args, name) for name in names},
+        per_device_train_batch_size=8, **{name: getattr(ours, name) for name in names},
     )  # fmt: skip
-    theirs = GRPOTrainer(
+    theirs = kind(
         model=AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=args,
@@ -89,7 +96,7 @@ def give_random_adapter(model: Any) -> None:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
 
 
-def a_batch(trainer: SamplingTrainer, seed: int = 5) -> dict[str, torch.Tensor]:
+def a_batch(trainer: Sampling, seed: int = 5) -> dict[str, torch.Tensor]:
     """Two prompts with four replies of unlike lengths each, as TRL lays them out; advantages and an older policy."""
     generator = torch.Generator().manual_seed(seed)
     rows = [row for row in trainer.train_dataset.select([0, 1]) for _ in range(4)]
@@ -110,6 +117,7 @@ def a_batch(trainer: SamplingTrainer, seed: int = 5) -> dict[str, torch.Tensor]:
         "completion_ids": batch["input_ids"][:, start:],
         "completion_mask": batch["attention_mask"][:, start:],
         "advantages": torch.randn(8, generator=generator),
+        "old_logps": -torch.rand(8, generator=generator) - torch.tensor(lengths) * 9.0,
         "num_items_in_batch": torch.tensor(float(sum(lengths))),
         **logps,
     }
@@ -127,7 +135,7 @@ def loss_and_gradients(trainer: Any, batch: dict[str, torch.Tensor]) -> tuple[fl
 @pytest.mark.parametrize(
     "training",
     [{}, {"beta": 0.5, "temperature": 0.7}, {"loss_type": "grpo", "beta": 0.0},
-     {"loss_type": "dr_grpo", "num_iterations": 2}],
+     {"loss_type": "dr_grpo", "num_iterations": 2}, {"objective": "rloo"}, {"objective": "rloo", "temperature": 1.3}],
 )  # fmt: skip
 def test_loss_and_gradients_are_trls(llama: Path, few_pairs: Path, tmp_path: Path, training: dict[str, Any]) -> None:
     ours = make(llama, few_pairs, tmp_path, **training)
@@ -167,6 +175,15 @@ def test_advantages_of_a_group_are_by_hand_and_sum_to_zero(llama: Path, few_pair
     assert advantages.sum(dim=1).abs().max() < 1e-5
     assert not advantages[1].any()
     assert trainer._metrics["train"]["frac_reward_zero_std"] == [0.5]
+
+
+def test_the_baseline_of_rloo_leaves_one_out(llama: Path, few_pairs: Path, tmp_path: Path) -> None:
+    trainer = make(llama, few_pairs, tmp_path, objective="rloo", beta=0.0)
+    trainer.reward_funcs = [lambda **_: [0.1, 0.4, 0.4, 0.9, 0.3, 0.3, 0.3, 0.3]]
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([trainer.train_dataset[n] for n in (0, 1) for _ in range(4)])
+    expected = [0.1 - 1.7 / 3, 0.4 - 1.4 / 3, 0.4 - 1.4 / 3, 0.9 - 0.9 / 3, 0, 0, 0, 0]
+    torch.testing.assert_close(output["advantages"], torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_the_rewards_see_the_replies_and_the_pairs_behaviour(llama: Path, few_pairs: Path, tmp_path: Path) -> None:
@@ -243,7 +260,7 @@ def decided(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model with a larger head, so that it can prefer a token at all."""
     folder = tmp_path_factory.mktemp("decided")
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
-    model.lm_head.weight.data *= 15
+    model.lm_head.weight.data *= 30
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(llama).save_pretrained(folder)
     return folder
@@ -280,10 +297,16 @@ def a_contract(llama: Path, pairs: Path, function: Path, **training: Any) -> Con
     )
 
 
-def test_the_held_out_reward_rises(decided: Path, few_pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["grpo", "rloo"])
+def test_the_held_out_reward_rises(decided: Path, few_pairs: Path, tmp_path: Path, objective: str) -> None:
     function = tmp_path / "rewards.py"
     function.write_text(E_SHARE)
-    plan = planned(a_contract(decided, few_pairs, function, max_steps=25), tmp_path / "run")
+    plan = planned(
+        a_contract(
+            decided, few_pairs, function, objective=objective, max_steps=25, learning_rate=0.1, num_generations=16
+        ),
+        tmp_path / "run",
+    )
     verdict = run(plan, progress := Lines())
     (reward,) = (c for c in verdict.comparisons if c.measure == "reward")
     assert reward.difference.low is not None and reward.difference.low > 0 and verdict.passed, reward
@@ -291,7 +314,7 @@ def test_the_held_out_reward_rises(decided: Path, few_pairs: Path, tmp_path: Pat
     assert reward.after.value == pytest.approx(sum(r.reward for r in replies) / len(replies))
     assert all(r.reward == pytest.approx(r.text.count("e") / max(1, len(r.text))) for r in replies)
     summary = plan.workspace.read_json(plan.workspace.training)
-    assert summary["objective"] == "grpo" and summary["reference"] == "none" and summary["step0_margin_nats"] is None
+    assert summary["objective"] == objective and summary["reference"] == "none" and summary["step0_margin_nats"] is None
     assert summary["groups"] == 25 * 4 and 0 <= summary["groups_without_variance"] <= 100
     assert any("groups had replies that were all rewarded alike" in line for line in progress.lines)
     held_out = {probe.prompt for probe in plan.probes}

@@ -161,7 +161,7 @@ def test_paths_start_from_the_contract_and_the_digest_is_the_files(file: Path) -
         ({"sft_weight": 1}, "training.sft_weight: belongs to objectives that take pairs"),
         ({"reference": "copy"}, "training.reference: of grpo it is the model with its adapter off"),
         ({"gamma": 1}, "training.gamma: is a margin of objective simpo"),
-        ({"objective": "dpo", "beta": 0}, "training.beta: must be greater than 0"),
+        ({"objective": "dpo", "beta": 0}, "training.beta: input should be greater than 0, not 0"),
         ({"reward_weights": [1.0]}, "each of `training.rewards` has its weight"),
         ({"num_generation": 4}, "did you mean num_generations"),
         ({"loss_type": "sigmoid"}, "no loss is called 'sigmoid'"),

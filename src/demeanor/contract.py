@@ -214,8 +214,8 @@ class Training(_Base):
 
     objective: str = Field(
         "dpo",
-        description="what is minimised: dpo, ipo, simpo, cpo, orpo, kto, grpo, or one of TRL's DPO losses by its name; "
-        "several of these by `loss_type` and `loss_weights` under dpo",
+        description="what is minimised: dpo, ipo, simpo, cpo, orpo, kto, grpo, rloo, or one of TRL's DPO losses by its "
+        "name; several of these by `loss_type` and `loss_weights` under dpo",
     )
     engine: Literal["tree", "padded"] = Field(
         "tree", description="tree: what pairs share is computed once; padded: TRL's own batches"
@@ -234,8 +234,8 @@ class Training(_Base):
     beta: float = Field(
         0.1,
         ge=0,
-        description="strength of the pull towards the reference; default by objective: simpo 2, grpo 0.04 (weight of "
-        "the KL divergence, may be 0), all others 0.1",
+        description="strength of the pull towards the reference; default by objective: simpo 2, grpo and rloo 0.04 "
+        "(weight of the KL divergence, may be 0), all others 0.1",
     )
     gamma: float = Field(0.0, ge=0, description="margin that simpo asks for between the replies; its default is 1")
     sft_weight: float = Field(
@@ -245,14 +245,17 @@ class Training(_Base):
     )
     rewards: tuple[RewardSettings, ...] = Field(
         (),
-        description="grpo: what sampled replies are rewarded for, default the judge; other objectives only measure it",
+        description="grpo, rloo: what sampled replies are rewarded for, default the judge; other objectives only "
+        "measure it",
     )
     max_length: int = Field(
         1024, ge=2, description="tokens of prompt and reply; longer prompts lose their oldest turns"
     )
     learning_rate: float | None = Field(None, gt=0, description="default: scaled with the model's width")
     per_device_train_batch_size: int = Field(
-        8, ge=1, description="pairs (kto: replies; grpo: prompts, each with num_generations replies) a step and device"
+        8,
+        ge=1,
+        description="pairs (kto: replies; grpo, rloo: prompts, each with num_generations replies) a step and device",
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="steps added up for one update")
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the pairs")
@@ -363,7 +366,7 @@ class Contract(_Section):
             p for p in self.promises.values() if p.violating_openings or p.safe_openings or p.violating_patterns
         ]
         if not training.beta and not OBJECTIVES[training.objective].online:
-            raise fault("must be greater than 0", "training", "beta")
+            raise fault("input should be greater than 0, not 0", "training", "beta")
         if OBJECTIVES[training.objective].online:
             if training.sft_weight:
                 raise fault(f"belongs to objectives that take pairs; {training.objective} samples its own replies",

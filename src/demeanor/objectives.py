@@ -62,7 +62,7 @@ class Objective:
     @property
     def online(self) -> bool:
         """Takes only the prompts of its data and samples the replies itself."""
-        return self.trainer == "grpo"
+        return self.trainer in ("grpo", "rloo")
 
 
 def simpo(replies: Replies, beta: float, gamma: float, smoothing: float = 0.0) -> torch.Tensor:
@@ -146,7 +146,16 @@ OBJECTIVES = {
         "(reward - mean) / std of the rewards of one prompt's replies (ratio clipped, TRL's default loss_type)",
         "Shao et al. 2024, DeepSeekMath; Yu et al. 2025, DAPO, for the mean over tokens",
         beta=0.04,
+        learning_rate=4.0,
         trainer="grpo",
+    ),
+    "rloo": Objective(
+        "-mean of A(y) p(y) / p_sampling(y) over the replies y; A(y) = reward - beta KL(p, p_ref) of y, minus the mean "
+        "of that of the prompt's other replies (ratio clipped)",
+        "Ahmadian et al. 2024, Back to Basics: REINFORCE leave-one-out",
+        beta=0.04,
+        learning_rate=4.0,
+        trainer="rloo",
     ),
     "hinge": Objective("max(0, 1 - beta d)", "Zhao et al. 2023, SLiC-HF; Liu et al. 2023, RSO", trl_loss="hinge"),
     "robust": Objective(

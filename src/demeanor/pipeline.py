@@ -84,7 +84,7 @@ def train_stage(plan: Plan, progress: Progress) -> None:
             raise StageError(f"{len(refused)} pairs can no longer be tokenized: {refused[0][1]}")
         source_pairs = None
         if OBJECTIVES[contract.training.objective].online:
-            from demeanor.train.grpo import Source
+            from demeanor.train.sampling import Source
 
             source_pairs = Source(plan.tokenizer, plan.train)
         with progress.bar("train", 1000) as advance:

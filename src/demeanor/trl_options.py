@@ -47,7 +47,12 @@ def check_trl_options(training: BaseModel, source: Source, root: type[BaseModel]
             raise ContractError(f"training.{name}: must be {kind}, not {one_line(repr(value), 60)}", where=where)
 
 
-CONFIGS = {"dpo": "DPOConfig", "kto": "KTOConfig", "grpo": "GRPOConfig"}  # of TRL, by the file of `train/`
+CONFIGS = {
+    "dpo": "DPOConfig",
+    "kto": "KTOConfig",
+    "grpo": "GRPOConfig",
+    "rloo": "RLOOConfig",
+}  # of TRL, by the file of `train/`
 # TRL 1.16 names them only where it computes them
 LOSSES = {
     "dpo": (
@@ -56,6 +61,7 @@ LOSSES = {
     ),
     "kto": ("kto", "apo_zero_unpaired"),
     "grpo": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "rloo": (),
 }  # fmt: skip
 
 

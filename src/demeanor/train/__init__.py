@@ -18,7 +18,7 @@ from demeanor.objectives import OBJECTIVES
 from demeanor.tokens import TokenizedPair
 
 if TYPE_CHECKING:
-    from demeanor.train.grpo import Source
+    from demeanor.train.sampling import Source
 
 __all__ = ["check_training", "train_adapter"]
 
@@ -176,7 +176,7 @@ def train_adapter(
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if not all(bool(p.isfinite().all()) for p in policy.parameters() if p.requires_grad):
         raise StageError("the adapter's weights are no longer finite; a smaller learning_rate helps")
-    more = {} if not objective.online else _of_groups(state.log_history, trainer, say)
+    more = {} if not objective.online else _of_groups(state.log_history, settings.objective, trainer, say)
     policy.save_pretrained(out, selected_adapters=["default"])
     tokenizer.save_pretrained(out)
     return {
@@ -218,14 +218,14 @@ def steps_a_window(arguments: Any) -> int:
     return math.lcm(window, arguments.gradient_accumulation_steps) // int(arguments.gradient_accumulation_steps)
 
 
-def _of_groups(log: list[dict[str, Any]], trainer: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def _of_groups(log: list[dict[str, Any]], objective: str, trainer: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """For the summary: how many groups of replies were all rewarded alike, and so taught nothing."""
-    from demeanor.train.grpo import zero_variance
+    from demeanor.train.sampling import zero_variance
 
     args = trainer.args
     a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     alike, groups = zero_variance(log, a_step // args.num_generations)
-    line = f"grpo: {alike:,} of {groups:,} groups had replies that were all rewarded alike and taught nothing"
+    line = f"{objective}: {alike:,} of {groups:,} groups had replies that were all rewarded alike and taught nothing"
     if 2 * alike > groups:
         line += "; a higher temperature, more num_generations or a finer reward helps"
     say(line)
