@@ -11,20 +11,22 @@ import pytest
 import torch
 from conftest import contract_of
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from test_journey import few_pairs, planned
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from demeanor.contract import Contract
 from demeanor.errors import InputError, StageError
+from demeanor.measure import measure_model
 from demeanor.pipeline import run
 from demeanor.progress import Progress
-from demeanor.records import PreferencePair, Reply
+from demeanor.records import PreferencePair, Probe, Reply
 from demeanor.report import write_report
 from demeanor.tokens import Tokenizer, make_tokenizer, tokenize_pairs
 from demeanor.train import check_training, grpo, rloo, steps_a_window
 from demeanor.train.callbacks import WholeWindows
+from demeanor.train.rewards import Rewards, Sample
 from demeanor.train.rloo import LeaveOneOutTrainer
 from demeanor.train.sampling import Sampling, Source, prompts_of, zero_variance
 
@@ -250,6 +252,38 @@ def test_trl_is_told_the_rest_by_its_names(tmp_path: Path) -> None:
     assert (arguments.epsilon, arguments.top_k, arguments.beta, arguments.num_generations) == (0.3, 5, 0.04, 8)
     assert arguments.per_device_train_batch_size == 8 * 8 and not arguments.use_vllm
     assert arguments.max_completion_length == contract.measurement.max_new_tokens
+
+
+def test_the_measured_logp_is_that_of_the_model_before_training(
+    llama: Path, few_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Sample, float]] = []
+    scored = Rewards.of
+
+    def of(self: Rewards, samples: list[Sample]) -> list[float]:
+        values = scored(self, samples)
+        seen.extend(zip(samples, values, strict=True))
+        return values
+
+    monkeypatch.setattr(Rewards, "of", of)
+    inner = AutoTokenizer.from_pretrained(llama)
+    tokenizer = make_tokenizer(inner, [inner.eos_token_id])
+    training = {"objective": "grpo", "rewards": [{"kind": "logp", "weight": 2}]}
+    contract = contract_of(behaviours=TONE, training=training, measurement={"samples": 2, "max_new_tokens": 5})
+    probes = [Probe.from_pair(pair, "tone") for pair in read(few_pairs)[:2]]
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    tuned = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    give_random_adapter(tuned)
+    for side, loaded in (("before", model), ("after", tuned)):
+        scores, replies = measure_model(loaded, tokenizer, probes, contract, side)
+        assert scores[0].values["reward"] == pytest.approx(sum(r.reward or 0.0 for r in replies[:2]) / 2)
+    assert len(seen) == 8 and {sample.text for sample, _ in seen[:4]} != {sample.text for sample, _ in seen[4:]}
+    for sample, value in seen:
+        ids, reply = sample.prompt_ids, sample.reply_ids
+        with torch.no_grad():
+            logps = model(torch.tensor([ids + reply])).logits[0].log_softmax(-1)
+        found = [logps[len(ids) - 1 + place, token].item() for place, token in enumerate(reply)]
+        assert value == pytest.approx(2 * sum(found) / len(found), rel=1e-4)
 
 
 # --- the whole run
