@@ -223,6 +223,7 @@ def test_prompts_are_distinct_and_what_is_left_out_is_counted(llama: Path, few_p
 def test_groups_without_variance_are_counted_from_the_log() -> None:
     log = [{"step": 5, "frac_reward_zero_std": 0.5}, {"step": 7, "frac_reward_zero_std": 1.0}, {"step": 7, "loss": 1.0}]
     assert zero_variance(log, 4) == (18, 28)
+    assert zero_variance(log, 0.5) == (2, 4)
     assert zero_variance([], 4) == (0, 0)
 
 

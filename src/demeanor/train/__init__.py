@@ -224,7 +224,7 @@ def _of_groups(log: list[dict[str, Any]], objective: str, trainer: Any, say: Cal
 
     args = trainer.args
     a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    alike, groups = zero_variance(log, a_step // args.num_generations)
+    alike, groups = zero_variance(log, a_step / args.num_generations / args.num_iterations)
     line = f"{objective}: {alike:,} of {groups:,} groups had replies that were all rewarded alike and taught nothing"
     if 2 * alike > groups:
         line += "; a higher temperature, more num_generations or a finer reward helps"

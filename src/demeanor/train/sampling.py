@@ -261,11 +261,15 @@ def sampling_options(contract: Contract, checkpoints: Path, **decided: Any) -> d
     return {"reward_weights": [reward.weight for reward in contract.rewards], **options}
 
 
-def zero_variance(log: Sequence[dict[str, Any]], groups_a_step: int) -> tuple[int, int]:
-    """(groups whose replies were all rewarded alike, all groups) of a training's log."""
+def zero_variance(log: Sequence[dict[str, Any]], groups_a_step: float) -> tuple[int, int]:
+    """(groups whose replies were all rewarded alike, all groups) of a training's log.
+
+    Args:
+        groups_a_step: new ones; less than a step's prompts where samples serve several steps.
+    """
     alike, last = 0.0, 0
     for entry in log:
         if "frac_reward_zero_std" in entry:
             alike += float(entry["frac_reward_zero_std"] or 0.0) * (entry["step"] - last) * groups_a_step
             last = entry["step"]
-    return round(alike), last * groups_a_step
+    return round(alike), round(last * groups_a_step)
