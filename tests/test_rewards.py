@@ -165,7 +165,7 @@ def test_paths_start_from_the_contract_and_the_digest_is_the_files(file: Path) -
         ({"reward_weights": [1.0]}, "each of `training.rewards` has its weight"),
         ({"num_generation": 4}, "did you mean num_generations"),
         ({"loss_type": "sigmoid"}, "no loss is called 'sigmoid'"),
-        ({"label_smoothing": 0.1}, "unknown key training.label_smoothing"),
+        ({"label_smoothing": 0.1}, "training.label_smoothing"),
     ],
 )
 def test_what_is_wrong_in_the_contract_is_named(training: dict[str, Any], told: str) -> None:
