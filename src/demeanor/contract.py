@@ -9,192 +9,47 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from demeanor.errors import ContractError, one_line
-from demeanor.faults import describe, fault, nearest
+from demeanor.faults import describe, fault
 from demeanor.objectives import OBJECTIVES
+from demeanor.promises import MEASURES, Behaviour, Limit, Promise
 from demeanor.records import content_id
-from demeanor.reward_settings import RewardSettings, check_names
+from demeanor.reward_settings import RewardSettings
+from demeanor.sections import Section, Text
 from demeanor.settings import Dumper, Source, apply_overrides, read_yaml
+from demeanor.training_settings import Training, unknown_to
 from demeanor.trl_options import check_trl_options
 
-_OF_A_REFERENCE = {"f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "sync_ref_model"}
-_OF_PAIRS = _OF_A_REFERENCE - {"sync_ref_model"} | {"loss_weights", "discopop_tau", "label_smoothing", "sft_weight"}
-_OF_LABELS = {"desirable_weight", "undesirable_weight"}
-
-
-def unknown_to(name: str) -> set[str]:
-    """The keys of `training` that other objectives know and this one does not."""
-    objective = OBJECTIVES[name]
-    if not objective.takes_pairs:
-        return _OF_PAIRS
-    options = _OF_LABELS if name == "dpo" else {*_OF_LABELS, "loss_type", "loss_weights"}
-    if name == "dpo":
-        return options
-    options |= set() if objective.needs_reference else _OF_A_REFERENCE
-    options |= set() if name == "discopop" else {"discopop_tau"}
-    return options | (set() if objective.smoothing is not None else {"label_smoothing"})
-
+__all__ = [
+    "MEASURES",
+    "STARTER",
+    "Behaviour",
+    "Contract",
+    "Data",
+    "Limit",
+    "Measurement",
+    "Promise",
+    "Training",
+    "build_contract",
+    "dump_contract",
+    "load_contract",
+    "parse_contract",
+    "resolve_paths",
+    "unknown_to",
+]
 
 STARTER = "starter"  # in `model`, `data.pairs` and `probes`: the embedded default
-MEASURES = {
-    "violating_opening_mass": "probability that the reply begins with one of the violating openings",
-    "safe_opening_mass": "probability that the reply begins with one of the safe openings",
-    "violating_choice_probability": "exp(log p) of the violating replies over that of all the probe's replies",
-    "violating_logp": "log p(y|x) of the violating reply, nats, mean over the probe's violating replies",
-    "safe_logp": "log p(y|x) of the safe reply, nats, mean over the probe's safe replies",
-    "violating_logp_per_token": "the same divided by the reply's tokens",
-    "safe_logp_per_token": "the same divided by the reply's tokens",
-    "violating_sampled_rate": "share of the sampled replies that the rule calls violating",
-    "safe_sampled_rate": "share of the sampled replies that the rule calls safe",
-    "invalid_sampled_rate": "share of the sampled replies that are empty or garbled",
-    "reply_tokens": "length of the sampled replies, tokens",
-    "reward": "weighted sum of `training.rewards`, mean over the sampled replies",
-    "reward_accuracy": "share of pairs whose implicit reward is higher for the safe (chosen) reply (of one "
-    "labelled alone: above or below 0, by its label); after only",
-    "validation_loss": "the DPO loss on the held-out pairs (a reply alone: against a reward of 0), nats; ln 2 before",
-    "length_accuracy": "what the better of 'the longer reply wins' and 'the shorter wins' reaches on the same pairs",
-    "displaced_share": "share of pairs whose chosen reply became less likely although the margin grew; after only",
-}
 
 
-_Text = Annotated[str, Field(min_length=1)]
-
-
-class _Base(BaseModel):
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _yes_is_no_number(cls, data: Any) -> Any:
-        """pydantic would read `yes` as 1."""
-        for name, field in cls.model_fields.items():
-            if isinstance(data, dict) and isinstance(data.get(name), bool):
-                kinds = {field.annotation, *get_args(field.annotation)}
-                if bool not in kinds and kinds & {int, float}:
-                    raise fault(f"must be a number, not {data[name]}", name)
-        return data
-
-
-class _Section(_Base):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Limit(_Section):
-    """One promise about one measure. It holds when the whole interval, not only the estimate, is on the right side."""
-
-    measure: str = Field(description="one of the measures; see the README's list")
-    max: float | None = Field(None, description="the measure after training must be at most this")
-    min: float | None = Field(None, description="the measure after training must be at least this")
-    max_increase: float | None = Field(None, description="after - before must be at most this")
-    min_increase: float | None = Field(None, description="after - before must be at least this")
-
-    @field_validator("measure")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in MEASURES:
-            raise fault(f"no measure is called {name!r}{nearest(name, MEASURES)}")
-        return name
-
-    @model_validator(mode="after")
-    def _one_bound(self) -> Limit:
-        if len(self.bounds) != 1:
-            raise ValueError("give exactly one of max, min, max_increase, min_increase")
-        return self
-
-    @property
-    def bounds(self) -> dict[str, float]:
-        """The bound that was given: {kind: value}."""
-        kinds = ("max", "min", "max_increase", "min_increase")
-        return {kind: getattr(self, kind) for kind in kinds if getattr(self, kind) is not None}
-
-    def id(self, behaviour: str) -> str:
-        """A readable name that is unique within a contract."""
-        ((kind, value),) = self.bounds.items()
-        return f"{behaviour}.{self.measure}.{kind}={value:g}"
-
-
-class Promise(_Section):
-    """What is measured of a behaviour, and its limits."""
-
-    about: str = Field("", description="one sentence for the report")
-    violating_openings: tuple[str, ...] = Field((), description="the reply must not begin with any of these")
-    safe_openings: tuple[str, ...] = Field((), description="the reply should begin with one of these")
-    violating_patterns: tuple[str, ...] = Field(
-        (), description="regular expressions; a sampled reply that holds one violates"
-    )
-    probes: _Text | None = Field(
-        None, description="a file of pairs (prompt, chosen, rejected): held out, never trained on"
-    )
-    limits: tuple[Limit, ...] = Field((), description="what must hold after training")
-
-    @model_validator(mode="after")
-    def _prefix_free(self) -> Promise:
-        everything = [
-            (name, place, text)
-            for name in ("violating_openings", "safe_openings")
-            for place, text in enumerate(getattr(self, name))
-        ]
-        for number, (name, place, text) in enumerate(everything):
-            if not text.strip():
-                raise fault("an empty opening", name, place)
-            for other_number, (*_, other) in enumerate(everything):
-                if number != other_number and other.startswith(text):
-                    raise fault(f"{text!r} is the beginning of {other!r}; keep one of them", name, place)
-        return self
-
-    @model_validator(mode="after")
-    def _readable(self) -> Promise:
-        for place, pattern in enumerate(self.violating_patterns):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise fault(f"{pattern!r} is no regular expression: {error}", "violating_patterns", place) from None
-        seen: set[str] = set()
-        for place, limit in enumerate(self.limits):
-            if limit.id("") in seen:
-                raise fault("the same limit stands twice", "limits", place)
-            seen.add(limit.id(""))
-        return self
-
-
-class Behaviour(Promise):
-    """permanent: belongs in the weights, is trained and has limits. transient: belongs in the prompt, is rendered
-    into the system prompt and never trained."""
-
-    kind: Literal["permanent", "transient"] = Field("permanent", description="weights or prompt")
-    value: str | None = Field(None, description="transient: today's text, put into the system prompt at {id}")
-    examples: tuple[str, ...] = Field(
-        (), description="transient: other values, which stand in for today's during training so that none is learned"
-    )
-
-    @model_validator(mode="after")
-    def _by_kind(self) -> Behaviour:
-        if self.kind == "permanent":
-            for name in ("value", "examples"):
-                if getattr(self, name) not in (None, ()):
-                    raise fault("belongs to transient behaviours", name)
-            return self
-        if self.value is None:
-            raise fault("a transient behaviour needs `value`, the text for the system prompt")
-        for name in ("limits", "probes", "violating_openings", "safe_openings", "violating_patterns"):
-            if getattr(self, name):
-                raise fault("a transient behaviour is never trained: it takes only about, value and examples", name)
-        if self.value in self.examples:
-            raise fault(
-                "today's `value` would be learned from this example", "examples", self.examples.index(self.value)
-            )
-        return self
-
-
-class Data(_Section):
+class Data(Section):
     """Where the pairs come from, and what is held out."""
 
-    pairs: tuple[_Text, ...] = Field(min_length=1, description="files, folders or Hub ids of preference pairs")
+    pairs: tuple[Text, ...] = Field(min_length=1, description="files, folders or Hub ids of preference pairs")
     heldout_fraction: float = Field(0.1, ge=0, lt=1, description="share of the prompts that is held out as probes")
     max_heldout: int = Field(200, ge=0, description="at most so many held-out pairs")
     max_pairs: int | None = Field(None, ge=1, description="read at most so many rows of each source")
@@ -207,115 +62,7 @@ class Data(_Section):
         return (value,) if isinstance(value, str) else value
 
 
-class Training(_Base):
-    """How the adapter is trained. Every other key goes to TRL under its own name."""
-
-    model_config = ConfigDict(extra="allow")
-
-    objective: str = Field(
-        "dpo",
-        description="what is minimised: dpo, ipo, simpo, cpo, orpo, kto, grpo, rloo, or one of TRL's DPO losses by its "
-        "name; several of these by `loss_type` and `loss_weights` under dpo",
-    )
-    engine: Literal["tree", "padded"] = Field(
-        "tree", description="tree: what pairs share is computed once; padded: TRL's own batches"
-    )
-    reference: Literal["adapter-off", "copy", "precomputed"] = Field(
-        "precomputed",
-        description="precomputed: log-probabilities of the policy without its adapter, once and kept for later runs; "
-        "adapter-off: the same at every step; copy: those of a second frozen model",
-    )
-    lora_r: int = Field(16, ge=1, description="rank of the adapter")
-    lora_alpha: int = Field(32, ge=1, description="the adapter is scaled by lora_alpha / lora_r")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the adapter; TRL switches it off by default")
-    lora_target_modules: Annotated[tuple[_Text, ...], Field(min_length=1)] | _Text = Field(
-        ("q_proj", "v_proj"), description="names of the linear layers to adapt, or all-linear"
-    )
-    beta: float = Field(
-        0.1,
-        ge=0,
-        description="strength of the pull towards the reference; default by objective: simpo 2, grpo and rloo 0.04 "
-        "(weight of the KL divergence, may be 0), all others 0.1",
-    )
-    gamma: float = Field(0.0, ge=0, description="margin that simpo asks for between the replies; its default is 1")
-    sft_weight: float = Field(
-        0.0,
-        ge=0,
-        description="weight of an SFT term on the chosen reply (RPO), against displacement; cpo and orpo: 1",
-    )
-    rewards: tuple[RewardSettings, ...] = Field(
-        (),
-        description="grpo, rloo: what sampled replies are rewarded for, default the judge; other objectives only "
-        "measure it",
-    )
-    max_length: int = Field(
-        1024, ge=2, description="tokens of prompt and reply; longer prompts lose their oldest turns"
-    )
-    learning_rate: float | None = Field(None, gt=0, description="default: scaled with the model's width")
-    per_device_train_batch_size: int = Field(
-        8,
-        ge=1,
-        description="pairs (kto: replies; grpo, rloo: prompts, each with num_generations replies) a step and device",
-    )
-    gradient_accumulation_steps: int = Field(1, ge=1, description="steps added up for one update")
-    num_train_epochs: float = Field(1.0, gt=0, description="passes over the pairs")
-    warmup_steps: float = Field(0.1, ge=0, description="share (under 1) or number of steps with a rising learning rate")
-    lr_scheduler_type: str = Field("cosine", description="as in TrainingArguments")
-    max_grad_norm: float = Field(1.0, ge=0, description="as in TrainingArguments")
-    save_steps: float = Field(0.1, gt=0, description="a checkpoint every so many steps (under 1: share of all steps)")
-    bf16: bool | None = Field(
-        None, description="default: where the machine has it and the model is large enough to gain"
-    )
-    gradient_checkpointing: bool | None = Field(None, description="default: only when the memory estimate asks for it")
-    compile: bool | None = Field(
-        None, description="let torch.compile fuse the engine's arithmetic; default: in a long training on a CPU"
-    )
-    attn_implementation: str | None = Field(None, description="default: flash_attention_2 when installed, else sdpa")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the data order and the adapter's start")
-
-    @field_validator("objective", mode="after")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in OBJECTIVES:
-            raise fault(f"no objective is called {name!r}{nearest(name, OBJECTIVES)}")
-        return name
-
-    @field_validator("rewards", mode="after")
-    @classmethod
-    def _named_apart(cls, rewards: tuple[RewardSettings, ...]) -> tuple[RewardSettings, ...]:
-        check_names(rewards)
-        return rewards
-
-    @field_validator("lora_target_modules", mode="after")
-    @classmethod
-    def _name_or_all(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) and value != "all-linear" else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_objective(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("objective") not in OBJECTIVES:
-            return data
-        objective = OBJECTIVES[data["objective"]]
-        own = {"beta": objective.beta, "gamma": objective.gamma, "sft_weight": objective.sft_weight}
-        return data | {name: value for name, value in own.items() if data.get(name) is None}
-
-    @property
-    def needs_reference(self) -> bool:
-        return OBJECTIVES[self.objective].needs_reference
-
-    @property
-    def reward_beta(self) -> float:
-        """Beta of the implicit reward by which held-out pairs are judged: DPO's, whatever was minimised."""
-        return self.beta if self.objective == "dpo" else OBJECTIVES["dpo"].beta
-
-    @property
-    def trl_options(self) -> dict[str, Any]:
-        """The keys that are not ours and go to TRL's configuration unchanged."""
-        return dict(self.model_extra or {})
-
-
-class Measurement(_Section):
+class Measurement(Section):
     """How the probes are measured, before and after alike."""
 
     samples: int = Field(4, ge=0, description="sampled replies a probe")
@@ -328,11 +75,11 @@ class Measurement(_Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of the sampling and the bootstrap")
 
 
-class Contract(_Section):
+class Contract(Section):
     """The whole promise. `root` is the folder that relative paths start from; it is not part of the file."""
 
     name: str = Field("run", min_length=1, description="a name for the report")
-    model: _Text = Field(
+    model: Text = Field(
         STARTER, description="a local folder or Hub id (a tuned adapter's folder works too), or starter"
     )
     revision: str | None = Field(None, description="of a Hub model: branch, tag or commit")

@@ -1,0 +1,138 @@
+"""What is promised of a model's behaviours: measures, limits, openings, probes."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from demeanor.faults import fault, nearest
+from demeanor.sections import Section, Text
+
+MEASURES = {
+    "violating_opening_mass": "probability that the reply begins with one of the violating openings",
+    "safe_opening_mass": "probability that the reply begins with one of the safe openings",
+    "violating_choice_probability": "exp(log p) of the violating replies over that of all the probe's replies",
+    "violating_logp": "log p(y|x) of the violating reply, nats, mean over the probe's violating replies",
+    "safe_logp": "log p(y|x) of the safe reply, nats, mean over the probe's safe replies",
+    "violating_logp_per_token": "the same divided by the reply's tokens",
+    "safe_logp_per_token": "the same divided by the reply's tokens",
+    "violating_sampled_rate": "share of the sampled replies that the rule calls violating",
+    "safe_sampled_rate": "share of the sampled replies that the rule calls safe",
+    "invalid_sampled_rate": "share of the sampled replies that are empty or garbled",
+    "reply_tokens": "length of the sampled replies, tokens",
+    "reward": "weighted sum of `training.rewards`, mean over the sampled replies",
+    "reward_accuracy": "share of pairs whose implicit reward is higher for the safe (chosen) reply (of one "
+    "labelled alone: above or below 0, by its label); after only",
+    "validation_loss": "the DPO loss on the held-out pairs (a reply alone: against a reward of 0), nats; ln 2 before",
+    "length_accuracy": "what the better of 'the longer reply wins' and 'the shorter wins' reaches on the same pairs",
+    "displaced_share": "share of pairs whose chosen reply became less likely although the margin grew; after only",
+}
+
+
+class Limit(Section):
+    """One promise about one measure. It holds when the whole interval, not only the estimate, is on the right side."""
+
+    measure: str = Field(description="one of the measures; see the README's list")
+    max: float | None = Field(None, description="the measure after training must be at most this")
+    min: float | None = Field(None, description="the measure after training must be at least this")
+    max_increase: float | None = Field(None, description="after - before must be at most this")
+    min_increase: float | None = Field(None, description="after - before must be at least this")
+
+    @field_validator("measure")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in MEASURES:
+            raise fault(f"no measure is called {name!r}{nearest(name, MEASURES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Limit:
+        if len(self.bounds) != 1:
+            raise ValueError("give exactly one of max, min, max_increase, min_increase")
+        return self
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bound that was given: {kind: value}."""
+        kinds = ("max", "min", "max_increase", "min_increase")
+        return {kind: getattr(self, kind) for kind in kinds if getattr(self, kind) is not None}
+
+    def id(self, behaviour: str) -> str:
+        """A readable name that is unique within a contract."""
+        ((kind, value),) = self.bounds.items()
+        return f"{behaviour}.{self.measure}.{kind}={value:g}"
+
+
+class Promise(Section):
+    """What is measured of a behaviour, and its limits."""
+
+    about: str = Field("", description="one sentence for the report")
+    violating_openings: tuple[str, ...] = Field((), description="the reply must not begin with any of these")
+    safe_openings: tuple[str, ...] = Field((), description="the reply should begin with one of these")
+    violating_patterns: tuple[str, ...] = Field(
+        (), description="regular expressions; a sampled reply that holds one violates"
+    )
+    probes: Text | None = Field(
+        None, description="a file of pairs (prompt, chosen, rejected): held out, never trained on"
+    )
+    limits: tuple[Limit, ...] = Field((), description="what must hold after training")
+
+    @model_validator(mode="after")
+    def _prefix_free(self) -> Promise:
+        everything = [
+            (name, place, text)
+            for name in ("violating_openings", "safe_openings")
+            for place, text in enumerate(getattr(self, name))
+        ]
+        for number, (name, place, text) in enumerate(everything):
+            if not text.strip():
+                raise fault("an empty opening", name, place)
+            for other_number, (*_, other) in enumerate(everything):
+                if number != other_number and other.startswith(text):
+                    raise fault(f"{text!r} is the beginning of {other!r}; keep one of them", name, place)
+        return self
+
+    @model_validator(mode="after")
+    def _readable(self) -> Promise:
+        for place, pattern in enumerate(self.violating_patterns):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise fault(f"{pattern!r} is no regular expression: {error}", "violating_patterns", place) from None
+        seen: set[str] = set()
+        for place, limit in enumerate(self.limits):
+            if limit.id("") in seen:
+                raise fault("the same limit stands twice", "limits", place)
+            seen.add(limit.id(""))
+        return self
+
+
+class Behaviour(Promise):
+    """permanent: belongs in the weights, is trained and has limits. transient: belongs in the prompt, is rendered
+    into the system prompt and never trained."""
+
+    kind: Literal["permanent", "transient"] = Field("permanent", description="weights or prompt")
+    value: str | None = Field(None, description="transient: today's text, put into the system prompt at {id}")
+    examples: tuple[str, ...] = Field(
+        (), description="transient: other values, which stand in for today's during training so that none is learned"
+    )
+
+    @model_validator(mode="after")
+    def _by_kind(self) -> Behaviour:
+        if self.kind == "permanent":
+            for name in ("value", "examples"):
+                if getattr(self, name) not in (None, ()):
+                    raise fault("belongs to transient behaviours", name)
+            return self
+        if self.value is None:
+            raise fault("a transient behaviour needs `value`, the text for the system prompt")
+        for name in ("limits", "probes", "violating_openings", "safe_openings", "violating_patterns"):
+            if getattr(self, name):
+                raise fault("a transient behaviour is never trained: it takes only about, value and examples", name)
+        if self.value in self.examples:
+            raise fault(
+                "today's `value` would be learned from this example", "examples", self.examples.index(self.value)
+            )
+        return self
