@@ -19,16 +19,16 @@ from demeanor.cli.compare import print_table
 from demeanor.cli.console import ConsoleProgress, quiet_libraries
 from demeanor.compare import compare_runs, write_comparison
 from demeanor.errors import DemeanorError
-from demeanor.objectives import OBJECTIVES
 from demeanor.starter import starter_contract
 from demeanor.sweep import combine, parse_axes, plan_sweep, read_base, run_sweep
 
 HERE = Path(__file__).parent
+DEFAULT = ("dpo", "ipo", "simpo", "cpo", "orpo", "kto")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("objectives", nargs="*", metavar="NAME", help=f"default: {' '.join(OBJECTIVES)}")
+    parser.add_argument("objectives", nargs="*", metavar="NAME", help=f"default: {' '.join(DEFAULT)}")
     parser.add_argument("--contract", type=Path, default=starter_contract())
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "objectives")
@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
     """Run, compare, print, write. Returns why runs failed, by name."""
     progress = ConsoleProgress()
     base = read_base(options.contract)
-    axes = parse_axes([f"objective={','.join(options.objectives or OBJECTIVES)}"])
+    axes = parse_axes([f"objective={','.join(options.objectives or DEFAULT)}"])
     combinations, notes = combine(base, axes, tuple(options.set))
     planned, said = plan_sweep(base, combinations, options.runs)
     for note in (*notes, *said):

@@ -129,7 +129,8 @@ OBJECTIVES = {
     ),
     "orpo": Objective(
         "SFT - beta log s(log odds(w) - log odds(l)), odds of the geometric mean of a reply's token probabilities",
-        "Hong et al. 2024, ORPO (lambda is beta here, as in TRL)",
+        "Hong et al. 2024, ORPO (lambda is beta here, as in TRL; the paper tries 0.1 to 1)",
+        beta=0.5,
         sft_weight=1.0,
         learning_rate=10.0,
         loss=orpo,
@@ -138,7 +139,7 @@ OBJECTIVES = {
     "kto": Objective(
         "1 - s(beta (r(y) - z)) of a good reply, 1 - s(beta (z - r(y))) of a bad one, z = KL of policy and reference",
         "Ethayarajh et al. 2024, KTO",
-        learning_rate=3.0,
+        learning_rate=5.0,
         trainer="kto",
     ),
     "grpo": Objective(
