@@ -2,11 +2,11 @@
 
     python -m benchmarks.train_growth [--sizes 200 2000]
 
-Each training is a process of its own with Demeanor's defaults (arithmetic compiled at every size)
-on a 25-million-parameter Llama shape (LoRA r 16 on
-q_proj and v_proj, bfloat16, batch 8): time a pair and peak memory by number of pairs; the seconds that the reference
-takes in a second training with another beta; and the peak memory of a step over one pair of 4,096 tokens with a
-vocabulary of 32,000.
+Each training is a process of its own with Demeanor's defaults (arithmetic compiled at every size) on a 25-million
+Llama shape (LoRA r 16 on q_proj and v_proj, bfloat16, batch 8): time a pair and peak memory by number of pairs, and of
+the smallest number in as many steps as the largest takes, because memory settles within some dozens of steps; the
+seconds that the reference takes in a second training with another beta; and the peak memory of a step over one pair of
+4,096 tokens with a vocabulary of 32,000.
 """
 
 from __future__ import annotations
