@@ -105,7 +105,7 @@ def test_what_the_file_tunes_holds_for_its_own_objective_alone() -> None:
     assert tuned == {
         "objective-simpo": (3.0, 1.5, 0.2, 1e-3),
         "objective-dpo": (0.1, 0.0, 0.0, None),
-        "objective-orpo": (0.1, 0.0, 1.0, None),
+        "objective-orpo": (0.5, 0.0, 1.0, None),
     }
     assert all(t.num_train_epochs == 2 for t in found.values())
     notes = combine(base, parse_axes(["objective=simpo,dpo,orpo"]))[1]
