@@ -216,7 +216,7 @@ def score(side: str, **values: float | None) -> Score:
 def test_a_reply_alone_is_held_against_a_reward_of_0() -> None:
     good = joint_values(score("before", safe_logp=-9.0, safe_tokens=3.0, violating_logp=None),
                         score("after", safe_logp=-5.0, safe_tokens=3.0, violating_logp=None), 0.5)  # fmt: skip
-    assert good["reward_accuracy"] == 1.0 and good["length_accuracy"] is None
+    assert good["reward_accuracy"] == 1.0 and good["length_accuracy"] is good["displaced_share"] is None
     assert good["validation_loss"] == pytest.approx(math.log1p(math.exp(-2.0)))
     bad = joint_values(score("before", violating_logp=-9.0, violating_tokens=3.0, safe_logp=None),
                        score("after", violating_logp=-5.0, violating_tokens=3.0, safe_logp=None), 0.5)  # fmt: skip

@@ -55,8 +55,8 @@ def joint_values(before: Score, after: Score, beta: float) -> dict[str, float | 
     """
     safe_tokens, violating_tokens = before.values.get("safe_tokens"), before.values.get("violating_tokens")
     gain_safe, gain_violating = (
-        _gain(before, after, f"{side}_logp") if tokens is not None or both_missing else 0.0
-        for side, tokens, both_missing in (
+        _gain(before, after, f"{side}_logp") if tokens is not None or no_other else 0.0
+        for side, tokens, no_other in (
             ("safe", safe_tokens, violating_tokens is None),
             ("violating", violating_tokens, safe_tokens is None),
         )
@@ -70,7 +70,9 @@ def joint_values(before: Score, after: Score, beta: float) -> dict[str, float | 
             None if violating_tokens is None or safe_tokens is None else _share_above(safe_tokens, violating_tokens)
         ),
         "validation_loss": math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0),
-        "displaced_share": float(gain_safe < 0 < margin),
+        "displaced_share": None
+        if (safe_tokens is None) != (violating_tokens is None)
+        else float(gain_safe < 0 < margin),
     }
 
 
