@@ -12,11 +12,12 @@ import pytest
 import scipy.stats
 from conftest import contract_of
 
+from demeanor import statistics
 from demeanor.contract import Contract
 from demeanor.errors import InputError
-from demeanor.prove import joint_values, prove_contract, statistics
-from demeanor.prove.statistics import estimate_difference, estimate_mean
+from demeanor.prove import joint_values, prove_contract
 from demeanor.records import Comparison, Estimate, LimitResult, Score, Verdict
+from demeanor.statistics import estimate_difference, estimate_mean
 
 HOW: dict[str, Any] = {"confidence": 0.95, "resamples": 1000, "seed": 0}
 LN2 = math.log(2)

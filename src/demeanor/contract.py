@@ -98,6 +98,9 @@ class Contract(Section):
     data: Data
     training: Training = Field(default_factory=lambda: Training())
     measurement: Measurement = Field(default_factory=Measurement)
+    audit: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="limits of the audit's checks, by check and limit; `demeanor audit --checks`"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+SEVERITIES = ("blocks", "warns", "informs")
 SIDES = ("before", "after")  # the base model, and the same model with the trained adapter
 
 
@@ -85,6 +86,44 @@ class DroppedRow(Record):
     row: int
     reason: str
     excerpt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Example(Record):
+    """A pair that a finding is about: where it was read, and in a few words what is wrong there."""
+
+    id: str
+    source: str
+    row: int | None
+    excerpt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding(Record):
+    """What a check found in the pairs.
+
+    `kind` names it within its `check` and never changes; `group` is the source or behaviour that it is about ("" for
+    all pairs). `what` says it in one sentence, `measure` what `estimate` is an estimate of. `num_pairs` pairs show it,
+    of which `examples` are the first few (0 where it is about the set as a whole). `severity`: blocks (a training on
+    these pairs would teach something else than what is meant), warns, informs. `details` are what a plot of it needs.
+    """
+
+    check: str
+    kind: str
+    severity: str  # one of SEVERITIES
+    what: str
+    measure: str
+    estimate: Estimate
+    remedy: str
+    group: str = ""
+    num_pairs: int = 0
+    examples: tuple[Example, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Finding:
+        examples = tuple(Example(**item) for item in data["examples"])
+        return cls(**{**data, "estimate": Estimate(**data["estimate"]), "examples": examples})
 
 
 @dataclass(frozen=True, slots=True)

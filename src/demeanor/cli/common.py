@@ -38,6 +38,14 @@ def contract_file(target: Path) -> Path:
     return starter_contract() if str(target) == STARTER and not target.exists() else target
 
 
+def pairs_file(name: str) -> str | Path:
+    """A source of pairs as the user named it; those of the embedded starter for `starter`."""
+    from demeanor.contract import STARTER
+    from demeanor.starter import starter_file
+
+    return starter_file("pairs.jsonl") if name == STARTER and not Path(name).exists() else name
+
+
 @contextmanager
 def plan_of(target: Path, out: Path | None, overrides: list[str] | None) -> Iterator[Plan]:
     """The plan of a contract file (new run folder `out`, by default runs/NAME) or of a run folder, which is locked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -44,7 +45,8 @@ class ReadResult:
     def summary(self) -> str:
         """One line: how many rows are usable, as which shape, and why the others are not."""
         line = f"{len(self.pairs):,} of {self.num_rows:,} rows usable ({self.shape})"
-        return f"{line}; dropped: {_counts(self.dropped)}" if self.dropped else line
+        dropped = Counter(row.reason for row in self.dropped)
+        return f"{line}; dropped: {reasons_in_words(dropped)}" if dropped else line
 
 
 def read_pairs(
@@ -67,30 +69,62 @@ def read_pairs(
     Raises:
         PairsError: the source cannot be read, has no known shape, or holds no usable row.
     """
-    where, name = str(source), source_name(source)
-    if limit is not None and limit < 1:
-        raise PairsError(f"cannot read at most {limit} rows", where=where, remedy="give a limit of 1 or more")
-    rows = islice(read_values(source, split=split), limit)
-    head = list(islice(rows, NUM_ROWS_LOOKED_AT))
-    if not head:
-        raise PairsError("holds no rows", where=where, remedy="give a file with at least one pair")
-    reader = find_reader([row for _, row in head], where, labelled=labelled)
-
+    rows = iter_pairs(source, behaviour=behaviour, split=split, limit=limit, labelled=labelled)
     pairs: list[PreferencePair] = []
     dropped: list[DroppedRow] = []
-    for number, row in chain(head, rows):
-        try:
-            pairs.append(_read_row(row, reader, name, number, behaviour))
-        except Unusable as error:
-            dropped.append(DroppedRow(name, number, error.reason, excerpt(row, MAX_EXCERPT)))
-    result = ReadResult(tuple(pairs), tuple(dropped), reader.NAME, len(pairs) + len(dropped), name)
-    if not pairs:
-        raise PairsError(
-            f"none of the {result.num_rows:,} rows is usable, read as {reader.NAME}: {_counts(dropped)}",
-            where=where,
-            remedy=f"look at row {dropped[0].row}: {excerpt(head[0][1], 100)}",
-        )
-    return result
+    for row in rows:
+        if isinstance(row, DroppedRow):
+            dropped.append(row)
+        else:
+            pairs.append(row)
+    return ReadResult(tuple(pairs), tuple(dropped), rows.shape, len(pairs) + len(dropped), rows.name)
+
+
+class iter_pairs:  # noqa: N801 - a verb: it is called like a function
+    """`read_pairs` as a stream: every row as a pair or as a dropped row, in the order of the source.
+
+    `name` and `shape` are known before the first row is drawn. When all rows are drawn and none was a pair, it raises.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        behaviour: str | None = None,
+        split: str = "train",
+        limit: int | None = None,
+        labelled: bool = False,
+    ) -> None:
+        self.where, self.name, self._behaviour = str(source), source_name(source), behaviour
+        if limit is not None and limit < 1:
+            raise PairsError(f"cannot read at most {limit} rows", where=self.where, remedy="give a limit of 1 or more")
+        rows = islice(read_values(source, split=split), limit)
+        head = list(islice(rows, NUM_ROWS_LOOKED_AT))
+        if not head:
+            raise PairsError("holds no rows", where=self.where, remedy="give a file with at least one pair")
+        self._reader = find_reader([row for _, row in head], self.where, labelled=labelled)
+        self._rows, self._first = chain(head, rows), head[0][1]
+
+    @property
+    def shape(self) -> str:
+        return self._reader.NAME
+
+    def __iter__(self) -> Iterator[PreferencePair | DroppedRow]:
+        counts: Counter[str] = Counter()
+        num_rows = 0
+        for number, row in self._rows:
+            num_rows += 1
+            try:
+                yield _read_row(row, self._reader, self.name, number, self._behaviour)
+            except Unusable as error:
+                counts[error.reason] += 1
+                yield DroppedRow(self.name, number, error.reason, excerpt(row, MAX_EXCERPT))
+        if counts.total() == num_rows:
+            raise PairsError(
+                f"none of the {num_rows:,} rows is usable, read as {self.shape}: {reasons_in_words(counts)}",
+                where=self.where,
+                remedy=f"look at row 1: {excerpt(self._first, 100)}",
+            )
 
 
 def _read_row(row: Any, reader: Reader, name: str, number: int, behaviour: str | None) -> PreferencePair:
@@ -131,8 +165,7 @@ def _check(prompt: Turns, chosen: str, rejected: str, *, single: bool) -> None:
         raise Unusable(NOT_UNICODE) from None
 
 
-def _counts(dropped: list[DroppedRow] | tuple[DroppedRow, ...]) -> str:
+def reasons_in_words(counts: Counter[str]) -> str:
     """Each reason with its count, the most frequent first."""
-    counts = Counter(row.reason for row in dropped)
     ordered = sorted(counts, key=lambda reason: (-counts[reason], REASONS.index(reason)))
     return ", ".join(f"{counts[reason]:,} {reason}" for reason in ordered)

@@ -32,6 +32,22 @@ REASONS = (
     BAD_CONFIDENCE,
 )
 
+REMEDIES = {  # what to do about such rows; they are left out as they are
+    NOT_THE_SHAPE: "give the row the columns of the others",
+    NO_IMAGES: "give text pairs",
+    NO_TOOLS: "leave out conversations with tools",
+    UNKNOWN_ROLE: "name the roles system, user and assistant",
+    PROMPTS_DIFFER: "a pair is two replies to one prompt: take out the row, or give both sides the same turns before",
+    EMPTY_PROMPT: "give the prompt, or take out the row",
+    NOT_USERS_TURN: "end the prompt with the user's turn",
+    MORE_THAN_ONE_TURN: "cut the conversation after the reply that was compared",
+    NOT_ASSISTANTS: "end both sides with the assistant's turn",
+    EMPTY_REPLY: "give both replies, or take out the row; silence cannot be taught",
+    IDENTICAL: "take out the row: equal replies teach nothing",
+    NOT_UNICODE: "save the file as UTF-8 again from its origin",
+    BAD_CONFIDENCE: "give a confidence from 0 to 1, or none",
+}
+
 
 class Unusable(Exception):
     """A row that cannot become a pair."""

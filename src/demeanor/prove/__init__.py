@@ -94,7 +94,7 @@ def _paired(before: Sequence[Score], after: Sequence[Score]) -> list[tuple[Score
 
 
 def _compare(behaviour: str, sides: list[tuple[Score, Score]], contract: Contract) -> list[Comparison]:
-    from demeanor.prove.statistics import estimate_difference, estimate_mean
+    from demeanor.statistics import estimate_difference, estimate_mean
 
     settings = contract.measurement
     seeded = {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}

@@ -77,6 +77,14 @@ def estimate_difference(
     )
 
 
+def estimate_share(hits: int, n: int, confidence: float) -> Estimate:
+    """A share of counted outcomes, `hits` of `n`, with its exact two-sided interval; n = 0 gives no estimate."""
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    low, high = _clopper_pearson(hits, n, (1.0 - confidence) / 2)
+    return Estimate(hits / n, low, high, n)
+
+
 def is_known(value: float | None) -> bool:
     """Is it a number? None and what is not finite are no evidence."""
     return value is not None and math.isfinite(value)

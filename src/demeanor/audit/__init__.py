@@ -1,0 +1,199 @@
+"""Pairs -> findings: what a training on them would really teach. One check a file; `checks.py` lists them.
+
+The pairs are read once as a stream, and each block of them is looked at by every check in one go, on every core.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from demeanor.audit.check import Check, Context, Found, Look, Scope, limits_of
+from demeanor.audit.checks import CHECKS
+from demeanor.errors import InputError, one_line
+from demeanor.faults import nearest
+from demeanor.pairs import PairStore
+from demeanor.progress import Progress
+from demeanor.records import SEVERITIES, Example, Finding, PreferencePair
+
+__all__ = ["CHECKS", "Audit", "Scope", "audit_pairs"]
+
+BLOCK = 500  # pairs that are looked at in one go
+NUM_EXAMPLES = 5
+FEW = 4 * BLOCK  # so many pairs are done before other processes have started
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings, the gravest first, and for (check, kind) of each the places in the store of its pairs."""
+
+    findings: tuple[Finding, ...]
+    flagged: Mapping[tuple[str, str], np.ndarray]
+    num_pairs: int
+    num_rows: int
+    checks: tuple[str, ...]
+
+    @property
+    def blocks(self) -> bool:
+        return any(finding.severity == "blocks" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {kind: sum(finding.severity == kind for finding in self.findings) for kind in SEVERITIES}
+        findings = [finding.to_json() for finding in self.findings]
+        sizes = {"rows": self.num_rows, "pairs": self.num_pairs}
+        return {**sizes, "checks": list(self.checks), "counts": counts, "findings": findings}
+
+
+def audit_pairs(
+    store: PairStore,
+    scope: Scope | None = None,
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Audit:
+    """Look at all pairs with all checks.
+
+    Args:
+        scope: the model, the contract and the files that some checks need; a check says what it could not do.
+        only: names of the checks to run; all by default.
+        skip: names of checks not to run.
+        workers: processes; by default one a core, and none beside this one for a small set.
+
+    Raises:
+        InputError: a check or a limit that does not exist.
+    """
+    scope, progress = scope or Scope(), progress or Progress()
+    checks = chosen_checks(only, skip)
+    limits = limits_of(CHECKS, {**(scope.contract.audit if scope.contract else {}), **scope.limits})
+    scope = Scope(**{**vars(scope), "limits": limits})
+    looks = list(dict.fromkeys(look for check in checks for look in check.looks))
+    seen = look_at(store, [_origins, *looks], scope, progress, workers)
+    origins = seen.pop(_origins)
+    source_names, sources = _joined([block[0] for block in origins])
+    behaviour_names, behaviours = _joined([block[1] for block in origins])
+    findings: list[Finding] = []
+    flagged: dict[tuple[str, str], np.ndarray] = {}
+    with progress.bar("finding", len(checks)) as advance:
+        for check in checks:
+            context = Context(
+                store, scope, seen, limits[check.name], sources, behaviours, source_names, behaviour_names
+            )
+            for found in check.find(context):
+                findings.append(_finding(check, found, store))
+                places = np.unique(np.asarray(found.pairs, dtype=np.int64))
+                key = (check.name, found.kind)
+                flagged[key] = np.union1d(flagged[key], places) if key in flagged else places
+            advance(1)
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: the checks' order within
+    num_rows = sum(store.sources.values())
+    return Audit(tuple(findings), flagged, len(store), num_rows, tuple(check.name for check in checks))
+
+
+def chosen_checks(only: Sequence[str], skip: Sequence[str]) -> list[Check]:
+    """Raises InputError for a name that no check has, or when none is left."""
+    names = [check.name for check in CHECKS]
+    for option, given in (("--only", only), ("--skip", skip)):
+        for name in given:
+            if name not in names:
+                raise InputError(f"no check is called {name!r}{nearest(name, names)}", where=option)
+    checks = [check for check in CHECKS if (not only or check.name in only) and check.name not in skip]
+    if not checks:
+        raise InputError("no check is left", where="--skip", remedy=f"there are {', '.join(names)}")
+    return checks
+
+
+def look_at(
+    store: PairStore,
+    looks: Sequence[Look],
+    scope: Scope,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> dict[Look, list[Any]]:
+    """What each look sees of every block, in the order of the pairs."""
+    progress, blocks = progress or Progress(), list(store.blocks(BLOCK))
+    workers = workers if workers is not None else (1 if len(store) <= FEW else _num_cores())
+    seen: dict[Look, list[Any]] = {look: [] for look in looks}
+    with progress.bar("looking at the pairs", len(store)) as advance:
+        for (start, stop), results in zip(blocks, _mapped(store, looks, scope, blocks, workers), strict=True):
+            for look, result in zip(looks, results, strict=True):
+                seen[look].append(result)
+            advance(stop - start)
+    return seen
+
+
+def _mapped(
+    store: PairStore, looks: Sequence[Look], scope: Scope, blocks: Sequence[tuple[int, int]], workers: int
+) -> Iterator[list[Any]]:
+    if workers <= 1:
+        yield from (_look_at_block(store, looks, scope, *block) for block in blocks)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(store, looks, scope)) as pool:
+        try:
+            yield from pool.map(_in_worker, blocks, chunksize=1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_WORK: tuple[PairStore, Sequence[Look], Scope] | None = None  # of a worker process
+
+
+def _begin(store: PairStore, looks: Sequence[Look], scope: Scope) -> None:
+    global _WORK
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a process for each core already
+    _WORK = (store, looks, scope)
+
+
+def _in_worker(block: tuple[int, int]) -> list[Any]:
+    assert _WORK is not None
+    return _look_at_block(*_WORK, *block)
+
+
+def _look_at_block(store: PairStore, looks: Sequence[Look], scope: Scope, start: int, stop: int) -> list[Any]:
+    pairs = store.block(start, stop)
+    return [look(pairs, scope) for look in looks]
+
+
+def _num_cores() -> int:
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+Named = tuple[list[str], np.ndarray]  # different names, and for each pair the place of its own
+
+
+def _origins(pairs: Sequence[PreferencePair], scope: Scope) -> tuple[Named, Named]:
+    return _numbered([pair.source for pair in pairs]), _numbered([pair.behaviour or "" for pair in pairs])
+
+
+def _numbered(names: Sequence[str]) -> Named:
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return list(numbers), np.fromiter((numbers[name] for name in names), np.int32, len(names))
+
+
+def _joined(blocks: Sequence[Named]) -> Named:
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for names, _ in blocks for name in names))}
+    parts = [np.array([numbers[name] for name in names], np.int32)[codes] for names, codes in blocks]
+    return list(numbers), np.concatenate(parts) if parts else np.empty(0, np.int32)
+
+
+def _finding(check: Check, found: Found, store: PairStore) -> Finding:
+    examples = [_example(store[int(place)], found.notes.get(int(place))) for place in found.pairs[:NUM_EXAMPLES]]
+    num_pairs = len(found.pairs) if found.num_pairs is None else found.num_pairs
+    return Finding(
+        check.name, found.kind, found.severity, found.what, found.measure, found.estimate, found.remedy, found.group,
+        num_pairs, tuple(examples), found.details,
+    )  # fmt: skip
+
+
+def _example(pair: PreferencePair, note: str | None) -> Example:
+    return Example(pair.id, pair.source, pair.row, one_line(note or pair.prompt[-1].content, 160))

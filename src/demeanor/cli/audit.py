@@ -1,0 +1,117 @@
+"""`demeanor audit`: what a training on these pairs would really teach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from demeanor.cli import common
+
+if TYPE_CHECKING:
+    from demeanor.audit import Audit
+
+_COLOURS = {"blocks": "bold red", "warns": "yellow", "informs": "cyan"}
+_TOLD = {"blocks": "findings that block", "warns": "warnings", "informs": "to know"}
+
+
+def command(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="PAIRS", help="Files, folders or Hub ids; or those of the contract.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id; some checks ask the model itself.")] = None,
+    contract: Annotated[
+        Path | None, typer.Option(help="What the pairs are to teach; and the limits in `audit`.")
+    ] = None,
+    heldout: Annotated[list[str] | None, typer.Option(help="Pairs or prompts that will not be trained on.")] = None,
+    benchmark: Annotated[list[str] | None, typer.Option(help="Prompts that no pair may repeat.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run this check alone (may be given several times).")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Leave this check out.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Read at most so many rows of each source.")] = None,
+    split: Annotated[str, typer.Option(help="Of a data set that has several.")] = "train",
+    list_checks: Annotated[bool, typer.Option("--checks", help="List the checks and their limits, and stop.")] = False,
+    settings: common.SetOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """What a training on these pairs would really teach: findings, each with its evidence and remedy.
+
+    Exit code 1: a finding blocks.
+
+    Example:
+
+      demeanor audit pairs.jsonl --model Qwen/Qwen3-0.6B
+    """
+    import tempfile
+
+    from demeanor.audit import CHECKS, Scope, audit_pairs
+    from demeanor.cli.console import print_json
+    from demeanor.contract import load_contract
+    from demeanor.errors import InputError
+    from demeanor.model import find_model
+    from demeanor.pairs import PairStore
+
+    if list_checks:
+        for check in CHECKS:
+            print(f"{check.name}: {check.about}")
+            for name, (value, about) in check.limits.items():
+                print(f"    audit.{check.name}.{name} = {value:g}: {about}")
+        return
+    progress = common.console()
+    promised = load_contract(common.contract_file(contract), tuple(settings or ())) if contract else None
+    if settings and promised is None:
+        raise InputError("needs a contract whose keys it sets", where="--set", remedy="give --contract")
+    named = list(sources or (promised.data.pairs if promised else ()))
+    if not named:
+        raise InputError("no pairs were named", remedy="demeanor audit pairs.jsonl, or --contract contract.yaml")
+    found = find_model(model) if model else find_model(promised.model, revision=promised.revision) if promised else None
+    scope = Scope(promised, found, tuple(heldout or ()), tuple(benchmark or ()))
+    with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
+        store = PairStore.collect(map(common.pairs_file, named), Path(folder), split=split, limit=limit)
+        audit = audit_pairs(store, scope, only=only or (), skip=skip or (), progress=progress)
+    if as_json:
+        print_json(audit.to_json())
+    else:
+        print_table(audit)
+    raise typer.Exit(1 if audit.blocks else 0)
+
+
+def print_table(audit: Audit) -> None:
+    """A row a finding, then what it comes to."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, 130)
+    title = f"{audit.num_pairs:,} pairs of {audit.num_rows:,} rows"
+    table = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
+    for name in ("", "check", "finding", "remedy"):
+        table.add_column(name, ratio={"finding": 3, "remedy": 2}.get(name))
+    for finding in audit.findings:
+        colour = _COLOURS[finding.severity]
+        estimate, rows = finding.estimate, ", ".join(str(example.row) for example in finding.examples)
+        lines = [finding.what, f"{finding.measure}: {_estimate(estimate)}"]
+        lines += [f"rows {rows}{', ...' if finding.num_pairs > len(finding.examples) else ''}"] if rows else []
+        table.add_row(
+            f"[{colour}]{finding.severity}[/{colour}]",
+            escape(finding.check) + (f"\n[dim]{escape(finding.group)}[/dim]" if finding.group else ""),
+            escape("\n".join(lines)),
+            escape(finding.remedy),
+        )
+    console.print(table)
+    counts = audit.to_json()["counts"]
+    console.print(", ".join(f"{counts[kind]} {_TOLD[kind]}" for kind in counts), markup=False)
+
+
+def _estimate(estimate: object) -> str:
+    from demeanor.records import Estimate
+
+    assert isinstance(estimate, Estimate)
+    if estimate.value is None:
+        return "not shown"
+    ends = (
+        f" [{estimate.low:.3g}, {estimate.high:.3g}]" if estimate.low is not None and estimate.high is not None else ""
+    )
+    return f"{estimate.value:.3g}{ends}, n {estimate.n:,}"

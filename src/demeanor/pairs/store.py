@@ -1,0 +1,109 @@
+"""Pairs on disk: read once as a stream, then looked at block by block or one by one, from any process.
+
+A set of pairs may be larger than memory. `PairStore.collect` writes every usable pair of its sources to one file of
+JSON lines and keeps where each begins (8 bytes a pair); the rest of the work asks for blocks of them.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+from demeanor.errors import PairsError
+from demeanor.pairs.read import iter_pairs
+from demeanor.records import DroppedRow, PreferencePair
+
+NUM_EXAMPLES = 5  # dropped rows that are kept of each reason
+
+
+class PairStore(Sequence[PreferencePair]):
+    """The pairs of some sources, in their order, as a file. It can be sent to another process.
+
+    Attributes:
+        sources: name of each source -> its number of rows, in order.
+        dropped: reason -> number of rows that are no pair.
+        examples: reason -> the first few of them. All are in `dropped_file`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.dropped_file = folder / "pairs.jsonl", folder / "dropped.jsonl"
+        self.sources: dict[str, int] = {}
+        self.shapes: dict[str, str] = {}
+        self.dropped: Counter[str] = Counter()
+        self.examples: dict[str, list[DroppedRow]] = {}
+        self._starts = array("q", [0])  # where each pair begins, and the end
+
+    @classmethod
+    def collect(
+        cls,
+        sources: Iterable[str | Path],
+        folder: Path,
+        *,
+        behaviour: str | None = None,
+        split: str = "train",
+        limit: int | None = None,
+    ) -> PairStore:
+        """Read all pairs of `sources` into `folder`, which exists; at most `limit` rows of each.
+
+        Raises:
+            PairsError: a source cannot be read, or holds no usable row.
+        """
+        store, place = cls(folder), 0
+        with store.file.open("wb") as pairs, store.dropped_file.open("wb") as dropped:
+            for source in sources:
+                rows = iter_pairs(source, behaviour=behaviour, split=split, limit=limit)
+                store.shapes[rows.name] = rows.shape
+                num_rows = 0
+                for row in rows:
+                    num_rows += 1
+                    line = json.dumps(row.to_json(), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+                    if isinstance(row, DroppedRow):
+                        store._note(row)
+                        dropped.write(line)
+                    else:
+                        place += pairs.write(line)
+                        store._starts.append(place)
+                store.sources[rows.name] = store.sources.get(rows.name, 0) + num_rows
+        if not store.sources:
+            raise PairsError("no pairs were named", remedy="name a file, a folder or a Hub id")
+        return store
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> PreferencePair: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[PreferencePair]: ...
+    def __getitem__(self, place: int | slice) -> PreferencePair | Sequence[PreferencePair]:
+        if isinstance(place, slice):
+            start, stop, step = place.indices(len(self))
+            return self.block(start, stop)[::step] if step > 0 else [self[i] for i in range(start, stop, step)]
+        place = range(len(self))[place]
+        return self.block(place, place + 1)[0]
+
+    def block(self, start: int, stop: int) -> list[PreferencePair]:
+        """Pairs `start` to `stop` (not included)."""
+        with self.file.open("rb") as file:
+            file.seek(self._starts[start])
+            data = file.read(self._starts[stop] - self._starts[start])
+        return [PreferencePair.from_json(json.loads(line)) for line in data.splitlines()]
+
+    def blocks(self, size: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of blocks of at most `size` pairs, in order."""
+        return ((start, min(start + size, len(self))) for start in range(0, len(self), size))
+
+    def all_dropped(self) -> Iterator[DroppedRow]:
+        with self.dropped_file.open(encoding="utf-8") as file:
+            for line in file:
+                yield DroppedRow(**json.loads(line))
+
+    def _note(self, row: DroppedRow) -> None:
+        self.dropped[row.reason] += 1
+        known = self.examples.setdefault(row.reason, [])
+        if len(known) < NUM_EXAMPLES:
+            known.append(row)
