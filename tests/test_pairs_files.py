@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from demeanor.errors import PairsError
-from demeanor.pairs import read_pairs, read_rows
+from demeanor.pairs import decode, read_pairs, read_rows
+from demeanor.pairs.decode import decode_file
 from demeanor.pairs.splits import split_of
 
 SRC = Path(__file__).resolve().parents[1] / "src"
@@ -359,7 +360,7 @@ def test_truncated_parquet(write: Callable[..., Path], size: int) -> None:
         (b'[{"a": 1},\n {"a": 2},\n', ", line 3: is not JSON: "),
         (b'[{"a": 1},\n {"a" 2}]', ", line 2: is not JSON: Expecting ':' delimiter in column 7"),
         (b'{\n"a": 1,\n"b" 2\n}', ", line 3: is not JSON: "),
-        (b"[" * 100_000, ": is not JSON that can be read: "),
+        (b"[" * 100_000, ", line 1: is not JSON that can be read: "),
         (b'{"a": ' + b"1" * 10_000 + b"}", "is not JSON that can be read: "),
         (b'{"test": [{"a": 1}], "validation": []}', ": no split 'train' -- it has: test, validation"),
         (b'["text", "more"]', ': no recognisable shape; row 1 has no columns: "text"'),
@@ -413,3 +414,58 @@ def test_nothing_heavy_is_imported_for_text(write: Callable[..., Path]) -> None:
     env = {**os.environ, "PYTHONPATH": str(SRC)}
     command = [sys.executable, "-c", code, str(write(jsonl(ROWS)))]
     assert subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- larger than memory, or made to hurt
+
+
+@pytest.mark.parametrize("chunk", [16, 17, 64, 1 << 16])
+def test_an_array_is_read_as_a_stream(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(decode, "_CHUNK", chunk)
+    values: list[Any] = [
+        {"a": "x" * 300, "b": [1, 2.5e10, None, "\u00e9\n\u2028\\"]},
+        12345678901234567890,
+        "",
+        [],
+        True,
+    ]
+    values += [{"n": n, "text": "word " * n} for n in range(40)]
+    for text in (json.dumps(values), json.dumps(values, indent=2), json.dumps(values, ensure_ascii=False) + "\n\n"):
+        assert list(decode_file(write(text.encode()))) == values
+    for bad in (text[:-5], text.replace("12345678901234567890,", "12345678901234567890", 1), text + "x"):
+        with pytest.raises(PairsError, match="is not JSON"):
+            list(decode_file(write(bad.encode())))
+
+
+def test_a_row_has_a_greatest_length(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAX_ROW", 1000)
+    monkeypatch.setattr(decode, "MAX_OBJECT", 3000)
+    monkeypatch.setattr(decode, "_CHUNK", 64)
+    row = {"prompt": "Hi", "chosen": "\u00e9" * 400, "rejected": "b"}
+    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    assert list(decode_file(write(line * 20))) == [row] * 20
+    long = json.dumps({**row, "chosen": "\u00e9" * 5000}, ensure_ascii=False).encode()
+    assert "line 2: is longer than" in fault(write(line + long + b"\n" + line))
+    assert "item 2: is longer than" in fault(write(b"[" + line + b"," + long + b"]"))
+    assert "is one JSON object of more than" in fault(write(long))
+    assert "line 2: is longer than" in fault(write(b"prompt,chosen,rejected\na,b," + b"c" * 5000 + b"\n"))
+    assert "field larger than field limit" in fault(write(b'prompt,chosen,rejected\na,b,"' + b"c\n" * 3000 + b'"\n'))
+    array = json.dumps([row] * 50, ensure_ascii=False).encode()  # one line, longer than a row may be
+    assert list(decode_file(write(array))) == [row] * 50
+
+
+def test_hostile_rows_are_dropped_with_a_reason(write: Callable[..., Path]) -> None:
+    good = b'{"prompt": "Hi", "chosen": "a", "rejected": "b"}\n'
+    rows = [
+        b'{"prompt": "Hi", "chosen": NaN, "rejected": "b"}',
+        b'{"prompt": "Hi", "chosen": "a", "rejected": "b", "confidence": Infinity}',
+        b'{"prompt": ' + b"[" * 400 + b"]" * 400 + b', "chosen": "a", "rejected": "b"}',
+        b'{"prompt": {"role": ' + b'{"a":' * 400 + b"1" + b"}" * 400 + b'}, "chosen": "a", "rejected": "b"}',
+        b'{"instruction": "other", "output": ["a", "b"]}',
+        b"null",
+        b"[1, 2]",
+        b"{}",
+    ]
+    result = read_pairs(write(good * 30 + b"\n".join(rows) + b"\n"))
+    assert len(result.pairs) == 30
+    assert len(result.dropped) == len(rows)
