@@ -4,7 +4,8 @@
     checkpoints/ adapter/ training.json
     scores/{before,after}.jsonl replies/{before,after}.jsonl verdict.json report.html model/ release.json
 
-A folder of runs that were compared holds compare.json and compare.html beside them.
+A folder of runs that were compared holds compare.json and compare.html beside them, that of an audit findings.json,
+findings.html and flagged.jsonl (each flagged pair once, with the checks that flagged it).
 
 `manifest.json` makes a folder a run's; it records for each stage the digest of its inputs and the SHA-256 of each file
 it wrote. A stage whose inputs are unchanged is not run again; when one of its files was altered meanwhile, the run is
@@ -63,6 +64,9 @@ class Workspace:
     release = property(lambda self: self.folder / "release.json")
     compared = property(lambda self: self.folder / "compare.json")  # these two in a folder of runs, not in a run
     compared_page = property(lambda self: self.folder / "compare.html")
+    findings = property(lambda self: self.folder / "findings.json")  # these three in a folder of an audit
+    findings_page = property(lambda self: self.folder / "findings.html")
+    flagged = property(lambda self: self.folder / "flagged.jsonl")
 
     def scores(self, side: str) -> Path:
         return self.folder / "scores" / f"{side}.jsonl"
@@ -191,9 +195,13 @@ class Workspace:
 
     def write_records(self, path: Path, records: Iterable[Any]) -> None:
         """One JSON object a line."""
+        self.write_lines(path, (record.to_json() for record in records))
+
+    def write_lines(self, path: Path, items: Iterable[Any]) -> None:
+        """The items as JSON lines."""
         with self.writing(path) as aside, aside.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(_json(record.to_json()) + "\n")
+            for item in items:
+                file.write(_json(item) + "\n")
 
     def read_json(self, path: Path) -> Any:
         try:

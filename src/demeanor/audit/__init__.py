@@ -43,6 +43,16 @@ class Audit:
     def blocks(self) -> bool:
         return any(finding.severity == "blocks" for finding in self.findings)
 
+    def flags(self, store: PairStore) -> Iterator[dict[str, Any]]:
+        """A JSON object for each flagged pair: its id, where it was read, and (check, kind) of all its findings."""
+        kinds: dict[int, list[str]] = {}
+        for (check, kind), places in self.flagged.items():
+            for place in places.tolist():
+                kinds.setdefault(place, []).append(f"{check}.{kind}")
+        for place in sorted(kinds):
+            pair = store[place]
+            yield {"id": pair.id, "source": pair.source, "row": pair.row, "findings": kinds[place]}
+
     def to_json(self) -> dict[str, Any]:
         counts = {kind: sum(finding.severity == kind for finding in self.findings) for kind in SEVERITIES}
         findings = [finding.to_json() for finding in self.findings]

@@ -11,6 +11,8 @@ from demeanor.cli import common
 
 if TYPE_CHECKING:
     from demeanor.audit import Audit
+    from demeanor.pairs import PairStore
+    from demeanor.workspace import Workspace
 
 _COLOURS = {"blocks": "bold red", "warns": "yellow", "informs": "cyan"}
 _TOLD = {"blocks": "findings that block", "warns": "warnings", "informs": "to know"}
@@ -30,6 +32,9 @@ def command(
     skip: Annotated[list[str] | None, typer.Option(help="Leave this check out.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read at most so many rows of each source.")] = None,
     split: Annotated[str, typer.Option(help="Of a data set that has several.")] = "train",
+    out: Annotated[Path, typer.Option(help="Where findings.json, findings.html and flagged.jsonl are written.")] = Path(
+        "runs/audit"
+    ),
     list_checks: Annotated[bool, typer.Option("--checks", help="List the checks and their limits, and stop.")] = False,
     settings: common.SetOption = None,
     as_json: common.JsonOption = False,
@@ -69,6 +74,8 @@ def command(
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         store = PairStore.collect(map(common.pairs_file, named), Path(folder), split=split, limit=limit)
         audit = audit_pairs(store, scope, only=only or (), skip=skip or (), progress=progress)
+        workspace = write_findings(audit, store, out, scope.confidence)
+    progress.say(f"findings: {workspace.findings_page}")
     if as_json:
         print_json(audit.to_json())
     else:
@@ -76,11 +83,43 @@ def command(
     raise typer.Exit(1 if audit.blocks else 0)
 
 
+def write_findings(audit: Audit, store: PairStore, folder: Path, confidence: float) -> Workspace:
+    """The findings as JSON and as a page, and a line for each flagged pair.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from demeanor.audit import CHECKS
+    from demeanor.errors import InputError, one_line
+    from demeanor.report.findings import findings_page
+    from demeanor.workspace import Workspace
+
+    workspace = Workspace(folder)
+    title = ", ".join(store.sources)
+    page = findings_page(
+        audit.findings,
+        [(check.name, check.about) for check in CHECKS if check.name in audit.checks],
+        title=title,
+        num_pairs=audit.num_pairs,
+        num_rows=audit.num_rows,
+        confidence=confidence,
+    )
+    try:
+        workspace.write_json(workspace.findings, audit.to_json())
+        workspace.write_text(workspace.findings_page, page)
+        workspace.write_lines(workspace.flagged, audit.flags(store))
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror or one_line(error)}", where=str(folder)) from None
+    return workspace
+
+
 def print_table(audit: Audit) -> None:
     """A row a finding, then what it comes to."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from demeanor.report.findings import estimate_words
 
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -91,8 +130,8 @@ def print_table(audit: Audit) -> None:
         table.add_column(name, ratio={"finding": 3, "remedy": 2}.get(name))
     for finding in audit.findings:
         colour = _COLOURS[finding.severity]
-        estimate, rows = finding.estimate, ", ".join(str(example.row) for example in finding.examples)
-        lines = [finding.what, f"{finding.measure}: {_estimate(estimate)}"]
+        rows = ", ".join(str(example.row) for example in finding.examples)
+        lines = [finding.what, f"{finding.measure}: {' '.join(estimate_words(finding.estimate))}"]
         lines += [f"rows {rows}{', ...' if finding.num_pairs > len(finding.examples) else ''}"] if rows else []
         table.add_row(
             f"[{colour}]{finding.severity}[/{colour}]",
@@ -103,15 +142,3 @@ def print_table(audit: Audit) -> None:
     console.print(table)
     counts = audit.to_json()["counts"]
     console.print(", ".join(f"{counts[kind]} {_TOLD[kind]}" for kind in counts), markup=False)
-
-
-def _estimate(estimate: object) -> str:
-    from demeanor.records import Estimate
-
-    assert isinstance(estimate, Estimate)
-    if estimate.value is None:
-        return "not shown"
-    ends = (
-        f" [{estimate.low:.3g}, {estimate.high:.3g}]" if estimate.low is not None and estimate.high is not None else ""
-    )
-    return f"{estimate.value:.3g}{ends}, n {estimate.n:,}"
