@@ -5,8 +5,8 @@
 Each objective is trained with its shipped defaults (the contract's own with what the contract says), in a process of
 its own, in the run folder runs/objectives/objective-NAME; given again, the command goes on where it was. Without
 --contract it is the embedded starter's: two to three minutes an objective on two cores, seven for those that sample
-their own replies, which train for STEPS steps. All are measured with more samples than the starter's contract asks,
-at temperature 1 (MEASURED), so that the sampled rate is as sure as the exact one. Prints the table of `demeanor compare`
+their own replies and train for STEPS steps. All are measured with more samples than the starter's contract asks for, at
+temperature 1 (MEASURED), so that the sampled rate is as sure as the exact one. Prints the table of `demeanor compare`
 and writes it, with the machine, the versions and the seeds, to benchmarks/results/objectives.json.
 """
 
