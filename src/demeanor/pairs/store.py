@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
@@ -52,24 +53,25 @@ class PairStore(Sequence[PreferencePair]):
         Raises:
             PairsError: a source cannot be read, or holds no usable row.
         """
-        store, place = cls(folder), 0
-        with store.file.open("wb") as pairs, store.dropped_file.open("wb") as dropped:
+        store = cls(folder)
+        with store._writing() as write:
             for source in sources:
                 rows = iter_pairs(source, behaviour=behaviour, split=split, limit=limit)
                 store.shapes[rows.name] = rows.shape
-                num_rows = 0
+                store.sources.setdefault(rows.name, 0)
                 for row in rows:
-                    num_rows += 1
-                    line = json.dumps(row.to_json(), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-                    if isinstance(row, DroppedRow):
-                        store._note(row)
-                        dropped.write(line)
-                    else:
-                        place += pairs.write(line)
-                        store._starts.append(place)
-                store.sources[rows.name] = store.sources.get(rows.name, 0) + num_rows
+                    write(row)
         if not store.sources:
             raise PairsError("no pairs were named", remedy="name a file, a folder or a Hub id")
+        return store
+
+    @classmethod
+    def of(cls, rows: Iterable[PreferencePair | DroppedRow], folder: Path) -> PairStore:
+        """A store of what was read already."""
+        store = cls(folder)
+        with store._writing() as write:
+            for row in rows:
+                write(row)
         return store
 
     def __len__(self) -> int:
@@ -101,6 +103,21 @@ class PairStore(Sequence[PreferencePair]):
         with self.dropped_file.open(encoding="utf-8") as file:
             for line in file:
                 yield DroppedRow(**json.loads(line))
+
+    @contextmanager
+    def _writing(self) -> Iterator[Callable[[PreferencePair | DroppedRow], None]]:
+        with self.file.open("wb") as pairs, self.dropped_file.open("wb") as dropped:
+
+            def write(row: PreferencePair | DroppedRow) -> None:
+                line = json.dumps(row.to_json(), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+                self.sources[row.source] = self.sources.get(row.source, 0) + 1
+                if isinstance(row, DroppedRow):
+                    self._note(row)
+                    dropped.write(line)
+                else:
+                    self._starts.append(self._starts[-1] + pairs.write(line))
+
+            yield write
 
     def _note(self, row: DroppedRow) -> None:
         self.dropped[row.reason] += 1
