@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -53,6 +53,16 @@ class Data(Section):
     heldout_fraction: float = Field(0.1, ge=0, lt=1, description="share of the prompts that is held out as probes")
     max_heldout: int = Field(200, ge=0, description="at most so many held-out pairs")
     max_pairs: int | None = Field(None, ge=1, description="read at most so many rows of each source")
+    ranked: Literal["all", "best"] | None = Field(
+        None,
+        description="pairs of a ranked list: all, or the best reply against each other one; default all (the engine "
+        "computes each reply once either way); kto: best",
+    )
+    ranked_weights: Literal["even", "gap"] = Field(
+        "even",
+        description="a ranked list counts as one pair, shared among its pairs: even, or by the gap between the two "
+        "scores (ranks where there are no scores)",
+    )
     split: str = Field("train", description="split of a data set that has several")
     seed: int = Field(0, ge=0, lt=2**32, description="of the split")
 
@@ -129,7 +139,15 @@ class Contract(Section):
                             "training", "rewards")  # fmt: skip
             if not with_rule and any(reward.kind == "judge" for reward in self.rewards):
                 raise fault("no behaviour states openings or patterns to judge by", "training", "rewards")
+        if not OBJECTIVES[training.objective].takes_pairs and self.data.ranked_weights != "even":
+            raise fault(
+                f"belongs to objectives that take pairs; {training.objective} does not", "data", "ranked_weights"
+            )
         if training.objective == "kto":
+            if self.data.ranked == "all":
+                raise fault(
+                    "kto would take a reply between two others as good and as bad: write best", "data", "ranked"
+                )
             if training.sft_weight:
                 raise fault("belongs to objectives that take pairs; kto has no SFT term", "training", "sft_weight")
             if training.per_device_train_batch_size < 2:
@@ -157,6 +175,11 @@ class Contract(Section):
         """Every behaviour or collateral that is measured, by id."""
         trained = {k: b for k, b in self.behaviours.items() if b.kind == "permanent"}
         return {**trained, **self.collateral}
+
+    @property
+    def ranked(self) -> Literal["all", "best"]:
+        """Which pairs are made of a ranked list."""
+        return self.data.ranked or ("best" if self.training.objective == "kto" else "all")
 
     @property
     def rewards(self) -> tuple[RewardSettings, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from demeanor import __version__
 from demeanor.contract import STARTER, Contract, build_contract
-from demeanor.curate import split_pairs
+from demeanor.curate import loss_weights, one_of_each_list, split_pairs
 from demeanor.errors import InputError, PairsError
 from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
 from demeanor.objectives import OBJECTIVES
@@ -23,6 +23,7 @@ from demeanor.records import DroppedRow, PreferencePair, Probe
 from demeanor.settings import apply_overrides
 from demeanor.starter import starter_file
 from demeanor.tokens import Refused, Tokenizer, make_tokenizer, tokenize_pairs
+from demeanor.training_settings import cannot_weigh
 from demeanor.workspace import Workspace, digest, file_sha256
 
 DEFAULT_BEHAVIOUR = "preference"  # of pairs and probes that name none
@@ -106,6 +107,10 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
     train, heldout = split_pairs([pair for pair in pairs if pair.behaviour not in own], contract.data)
     held = {id(pair) for pair in heldout}
     train = [pair for pair in pairs if id(pair) not in held]
+    heldout, others = one_of_each_list(heldout, contract.data.seed)
+    if others:
+        dropped += [_drop(pair, "another pair of its held-out list is a probe") for pair in others]
+        notes.append(f"of each held-out ranked list one pair is a probe; {len(others):,} others are left out")
     unknown = Counter(pair.behaviour for pair in pairs if pair.behaviour not in contract.promises)
     if contract.promises and unknown:
         named = ", ".join(f"{count} of {name}" for name, count in unknown.items())
@@ -120,7 +125,30 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
     if not train:
         raise PairsError("no pair is left to train on", remedy="lower data.heldout_fraction, or bring more pairs")
     notes.append(f"{len(train):,} pairs to train on, {len(probes):,} probes")
+    notes += _note_on_lists(contract, train)
     return Plan(workspace, contract, source, tokenizer, train, heldout, probes, dropped, notes)
+
+
+def _note_on_lists(contract: Contract, train: list[PreferencePair]) -> list[str]:
+    """How much the pairs of ranked lists count.
+
+    Raises:
+        InputError: they cannot count differently under this loss.
+    """
+    lists = len({pair.list_id for pair in train if pair.list_id is not None})
+    if not lists or not OBJECTIVES[contract.training.objective].takes_pairs:
+        return []
+    weights = loss_weights(train)
+    reason = cannot_weigh(contract.training) if set(weights) != {1.0} else None
+    if reason:
+        raise InputError(
+            f"the pairs of ranked lists cannot be weighted: {reason}",
+            where="training.objective",
+            remedy="take another loss, or give pairs instead of lists",
+        )
+    spread = f"between {min(weights):.2g} and {max(weights):.2g}" if set(weights) != {1.0} else "1"
+    by = {"even": "evenly", "gap": "by the gap between their replies"}[contract.data.ranked_weights]
+    return [f"{lists:,} ranked lists count as one pair each, shared {by} among their pairs (weights {spread}, mean 1)"]
 
 
 def _within_context(contract: Contract, source: ModelSource) -> tuple[Contract, list[str]]:
@@ -164,7 +192,7 @@ def read_inputs(workspace: Workspace, contract: Contract, identity: dict[str, st
     files = [*contract.data.pairs, *(p.probes for p in contract.promises.values() if p.probes)]
     known = workspace.manifest()["stages"].get("read", {}).get("inputs", {}).get("files", {})
     return {
-        "data": contract.data.model_dump(mode="json"),
+        "data": {**contract.data.model_dump(mode="json"), "ranked": contract.ranked},
         "probes": {name: promise.probes for name, promise in contract.promises.items()},
         "files": {name: _file_digest(name) or known.get(name) for name in files},
         "behaviours": {name: behaviour.kind for name, behaviour in contract.behaviours.items()},
@@ -221,6 +249,8 @@ def _read_all_pairs(
             split=data.split,
             limit=data.max_pairs,
             labelled=not OBJECTIVES[contract.training.objective].takes_pairs,
+            ranked=contract.ranked,
+            ranked_weights=data.ranked_weights,
         )
         pairs += result.pairs
         dropped += result.dropped
@@ -263,8 +293,11 @@ def _read_probes(
     for name, promise in contract.promises.items():
         if promise.probes:
             result = read_pairs(promise.probes, behaviour=name)
-            probes += [Probe.from_pair(pair, name) for pair in result.pairs]
+            own_pairs, others = one_of_each_list(result.pairs, contract.data.seed)
+            probes += [Probe.from_pair(pair, name) for pair in own_pairs]
             dropped += result.dropped
+            if others:
+                notes.append(f"probes of {name}: one pair of each ranked list; {len(others):,} others are left out")
             if result.dropped:
                 notes.append(f"probes of {name}: {result.summary()}")
     probes += [Probe.from_pair(p, p.behaviour or DEFAULT_BEHAVIOUR) for p in heldout if p.behaviour not in own]

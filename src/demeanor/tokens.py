@@ -26,13 +26,15 @@ class Refused(InputError):
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
     """A pair as token ids: `prompt_ids` are shared, each reply ends with one end-of-turn token. Of a reply labelled on
-    its own the other side is empty."""
+    its own the other side is empty. `list_id` and `weight` as in `PreferencePair`."""
 
     id: str
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
     turns_cut: int = 0
+    list_id: str | None = None
+    weight: float = 1.0
 
     @property
     def num_tokens(self) -> int:
@@ -110,7 +112,7 @@ class Tokenizer:
         chosen, rejected = (self.reply(messages, text, system) if text else [] for text in texts)
         if chosen == rejected:
             raise Refused("chosen and rejected have the same tokens")
-        return TokenizedPair(pair.id, prompt, chosen, rejected, cut)
+        return TokenizedPair(pair.id, prompt, chosen, rejected, cut, pair.list_id, pair.weight)
 
     def fit(
         self, messages: tuple[Message, ...], replies: tuple[str, ...], system: str | None, max_length: int | None

@@ -13,6 +13,7 @@ from demeanor.sections import Lenient, Text
 
 _OF_A_REFERENCE = {"f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "sync_ref_model"}
 _OF_PAIRS = _OF_A_REFERENCE - {"sync_ref_model"} | {"loss_weights", "discopop_tau", "label_smoothing", "sft_weight"}
+SORTING_LOSSES = {"aot", "aot_unpaired"}  # they compare pairs of a batch with each other
 _OF_LABELS = {"desirable_weight", "undesirable_weight"}
 
 
@@ -27,6 +28,17 @@ def unknown_to(name: str) -> set[str]:
     options |= set() if objective.needs_reference else _OF_A_REFERENCE
     options |= set() if name == "discopop" else {"discopop_tau"}
     return options | (set() if objective.smoothing is not None else {"label_smoothing"})
+
+
+def cannot_weigh(training: Training) -> str | None:
+    """Why the loss cannot be weighted pair by pair: it is no mean over pairs."""
+    losses = training.trl_options.get("loss_type") or training.objective
+    losses = {losses} if isinstance(losses, str) else set(losses)
+    for name in sorted(SORTING_LOSSES & losses):
+        return f"{name} sorts the pairs of a batch against each other"
+    if training.trl_options.get("use_weighting") and (training.sft_weight or "sft" in losses):
+        return "use_weighting multiplies the SFT term of the whole batch"
+    return None
 
 
 class Training(Lenient):

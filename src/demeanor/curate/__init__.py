@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from demeanor.contract import Data
+from demeanor.curate.lists import loss_weights, one_of_each_list
 from demeanor.records import PreferencePair, content_id
 
-__all__ = ["split_pairs"]
+__all__ = ["loss_weights", "one_of_each_list", "split_pairs"]
 
 
 def split_pairs(pairs: Sequence[PreferencePair], data: Data) -> tuple[list[PreferencePair], list[PreferencePair]]:
@@ -22,8 +23,8 @@ def split_pairs(pairs: Sequence[PreferencePair], data: Data) -> tuple[list[Prefe
         data: `heldout_fraction`, `max_heldout` and `seed` are read.
 
     Returns:
-        The training pairs and the held-out ones. At most `max_heldout` are held out, whole prompts; a prompt that alone
-        has more is trained on.
+        The training pairs and the held-out ones. At most `max_heldout` are held out (a ranked list counts as one),
+        whole prompts; a prompt that alone has more is trained on.
     """
     groups: dict[int, list[PreferencePair]] = {}
     for pair in pairs:
@@ -31,7 +32,7 @@ def split_pairs(pairs: Sequence[PreferencePair], data: Data) -> tuple[list[Prefe
     heldout: set[int] = set()
     count = 0
     for place in sorted(groups):
-        size = len(groups[place])
+        size = len({pair.list_id or id(pair) for pair in groups[place]})
         if size > data.max_heldout:
             continue
         if place >= data.heldout_fraction * 2**64 or count + size > data.max_heldout:

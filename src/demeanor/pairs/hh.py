@@ -75,9 +75,13 @@ def _split(transcript: str) -> tuple[Turns, str]:
 
 def _open_prompt(row: dict[str, Any]) -> Turns | None:
     """The turns of a `prompt` that is a transcript which ends where the assistant is to speak."""
-    prompt = row.get("prompt")
+    turns = open_turns(row.get("prompt"))
+    return turns if turns is not None and not _is_transcript(row["chosen"]) else None
+
+
+def open_turns(prompt: Any) -> Turns | None:
+    """The turns of a transcript that ends where the assistant is to speak; None when it is no such."""
     if not _is_transcript(prompt):
         return None
     turns = _turns(str(prompt))
-    open_end = turns[-1].role == "assistant" and not turns[-1].content
-    return turns[:-1] if open_end and not _is_transcript(row["chosen"]) else None
+    return turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else None

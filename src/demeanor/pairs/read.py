@@ -1,4 +1,7 @@
-"""Rows to pairs: find the shape, read each row, and count what cannot be used under its reason."""
+"""Rows to pairs: find the shape, read each row, and count what cannot be used under its reason.
+
+A row is one pair, or a ranked list that several are made of.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from demeanor.errors import PairsError
 from demeanor.pairs import labelled as labelled_replies
+from demeanor.pairs import ranked as ranked_lists
 from demeanor.pairs.columns import canonical, read_confidence, read_label
 from demeanor.pairs.files import read_values, source_name
 from demeanor.pairs.reasons import (
@@ -25,26 +29,35 @@ from demeanor.pairs.reasons import (
     REASONS,
     Unusable,
 )
-from demeanor.pairs.shapes import NUM_ROWS_LOOKED_AT, Reader, excerpt, find_reader, has_shape, holds_media
+from demeanor.pairs.shapes import NUM_ROWS_LOOKED_AT, PairReader, Reader, excerpt, find_reader, has_shape, holds_media
 from demeanor.pairs.turns import Turns
-from demeanor.records import DroppedRow, PreferencePair
+from demeanor.records import DroppedRow, PreferencePair, content_id
 
 MAX_EXCERPT = 200  # characters of a dropped row
 
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """What was read of one source, in its order; every row is in `pairs` or in `dropped`."""
+    """What was read of one source, in its order; every row is in `pairs` or in `dropped`; a ranked list may be in both.
+
+    `num_lists` are the ranked lists that pairs were made of, `num_ties` the pairs that were not made, because they tie.
+    """
 
     pairs: tuple[PreferencePair, ...]
     dropped: tuple[DroppedRow, ...]
     shape: str
     num_rows: int
     source: str
+    num_lists: int = 0
+    num_ties: int = 0
 
     def summary(self) -> str:
         """One line: how many rows are usable, as which shape, and why the others are not."""
-        line = f"{len(self.pairs):,} of {self.num_rows:,} rows usable ({self.shape})"
+        line = f"{self.num_lists or len(self.pairs):,} of {self.num_rows:,} rows usable ({self.shape})"
+        if self.num_lists:
+            line += f", {len(self.pairs):,} pairs made of them"
+        if self.num_ties:
+            line += f", {self.num_ties:,} ties left out"
         dropped = Counter(row.reason for row in self.dropped)
         return f"{line}; dropped: {reasons_in_words(dropped)}" if dropped else line
 
@@ -56,6 +69,8 @@ def read_pairs(
     split: str = "train",
     limit: int | None = None,
     labelled: bool = False,
+    ranked: Literal["all", "best"] = "all",
+    ranked_weights: Literal["even", "gap"] = "even",
 ) -> ReadResult:
     """Read preference pairs of any known shape. Pairs that stand there twice are kept: the audit looks at them.
 
@@ -65,11 +80,21 @@ def read_pairs(
         split: of a data set that has several.
         limit: read at most so many rows.
         labelled: take single replies with a label too; else they are refused.
+        ranked: the pairs that are made of a ranked list: all, or the best reply against each other one.
+        ranked_weights: of the pairs of a list beside each other: even, or by the gap between the two replies' scores.
 
     Raises:
         PairsError: the source cannot be read, has no known shape, or holds no usable row.
     """
-    rows = iter_pairs(source, behaviour=behaviour, split=split, limit=limit, labelled=labelled)
+    rows = iter_pairs(
+        source,
+        behaviour=behaviour,
+        split=split,
+        limit=limit,
+        labelled=labelled,
+        ranked=ranked,
+        ranked_weights=ranked_weights,
+    )
     pairs: list[PreferencePair] = []
     dropped: list[DroppedRow] = []
     for row in rows:
@@ -77,13 +102,16 @@ def read_pairs(
             dropped.append(row)
         else:
             pairs.append(row)
-    return ReadResult(tuple(pairs), tuple(dropped), rows.shape, len(pairs) + len(dropped), rows.name)
+    return ReadResult(
+        tuple(pairs), tuple(dropped), rows.shape, rows.num_rows, rows.name, rows.num_lists, rows.num_ties
+    )
 
 
 class iter_pairs:  # noqa: N801 - a verb: it is called like a function
-    """`read_pairs` as a stream: every row as a pair or as a dropped row, in the order of the source.
+    """`read_pairs` as a stream: every row as a pair, several of them, or a dropped row, in the order of the source.
 
-    `name` and `shape` are known before the first row is drawn. When all rows are drawn and none was a pair, it raises.
+    `name` and `shape` are known before the first row is drawn; `num_rows`, `num_lists` and `num_ties` count those that
+    were. When all rows are drawn and none was a pair, it raises.
     """
 
     def __init__(
@@ -94,7 +122,11 @@ class iter_pairs:  # noqa: N801 - a verb: it is called like a function
         split: str = "train",
         limit: int | None = None,
         labelled: bool = False,
+        ranked: Literal["all", "best"] = "all",
+        ranked_weights: Literal["even", "gap"] = "even",
     ) -> None:
+        self._ranked = ranked, ranked_weights
+        self.num_rows = self.num_lists = self.num_ties = 0
         self.where, self.name, self._behaviour = str(source), source_name(source), behaviour
         if limit is not None and limit < 1:
             raise PairsError(f"cannot read at most {limit} rows", where=self.where, remedy="give a limit of 1 or more")
@@ -111,40 +143,72 @@ class iter_pairs:  # noqa: N801 - a verb: it is called like a function
 
     def __iter__(self) -> Iterator[PreferencePair | DroppedRow]:
         counts: Counter[str] = Counter()
-        num_rows = 0
+        num_pairs = 0
         for number, row in self._rows:
-            num_rows += 1
+            self.num_rows += 1
             try:
-                yield _read_row(row, self._reader, self.name, number, self._behaviour)
+                made = _read_row(row, self._reader, self.name, number, self._behaviour, *self._ranked)
             except Unusable as error:
-                counts[error.reason] += 1
-                yield DroppedRow(self.name, number, error.reason, excerpt(row, MAX_EXCERPT))
-        if counts.total() == num_rows:
+                made = _Made([], [error.reason])
+            num_pairs += len(made.pairs)
+            self.num_lists += bool(made.pairs) and self.shape == ranked_lists.NAME
+            self.num_ties += made.num_ties
+            counts.update(made.reasons)
+            yield from made.pairs
+            yield from (DroppedRow(self.name, number, reason, excerpt(row, MAX_EXCERPT)) for reason in made.reasons)
+        if not num_pairs:
             raise PairsError(
-                f"none of the {num_rows:,} rows is usable, read as {self.shape}: {reasons_in_words(counts)}",
+                f"none of the {self.num_rows:,} rows is usable, read as {self.shape}: {reasons_in_words(counts)}",
                 where=self.where,
                 remedy=f"look at row 1: {excerpt(self._first, 100)}",
             )
 
 
-def _read_row(row: Any, reader: Reader, name: str, number: int, behaviour: str | None) -> PreferencePair:
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Of one row: its pairs, and the reasons why others were not made of it."""
+
+    pairs: list[PreferencePair]
+    reasons: list[str]
+    num_ties: int = 0
+
+
+def _read_row(
+    row: Any, reader: Reader, name: str, number: int, behaviour: str | None, ranked: str, ranked_weights: str
+) -> _Made:
     if not has_shape(row, reader):
         raise Unusable(NO_IMAGES if holds_media(row) else NOT_THE_SHAPE)
     row = canonical(row)
     if row.get("tools") not in (None, "", "[]", []):
         raise Unusable(NO_TOOLS)
-    prompt, chosen, rejected = reader.to_pair(row)
-    _check(prompt, chosen, rejected, single=reader.NAME == labelled_replies.NAME)
-    return PreferencePair.make(
-        prompt,
-        chosen,
-        rejected,
-        source=name,
-        row=number,
-        behaviour=read_label(row, "behaviour") or behaviour,
-        attack=read_label(row, "attack"),
-        confidence=read_confidence(row),
-    )
+    labels: dict[str, Any] = {
+        "source": name,
+        "row": number,
+        "behaviour": read_label(row, "behaviour") or behaviour,
+        "attack": read_label(row, "attack"),
+    }
+    if isinstance(reader, PairReader):
+        prompt, chosen, rejected = reader.to_pair(row)
+        _check(prompt, chosen, rejected, single=reader.NAME == labelled_replies.NAME)
+        return _Made([PreferencePair.make(prompt, chosen, rejected, **labels, confidence=read_confidence(row))], [])
+    found = ranked_lists.to_list(row)
+    labels |= {"confidence": read_confidence(row), "list_id": _list_id(found, name, number)}
+    candidates, num_ties = found.pairs(ranked, ranked_weights)
+    pairs: list[PreferencePair] = []
+    reasons: list[str] = []
+    for chosen, rejected, weight in candidates:
+        try:
+            _check(found.prompt, chosen, rejected, single=False)
+        except Unusable as error:
+            reasons.append(error.reason)
+        else:
+            pairs.append(PreferencePair.make(found.prompt, chosen, rejected, **labels, weight=weight))
+    return _Made(pairs, list(dict.fromkeys(reasons)), num_ties)
+
+
+def _list_id(found: ranked_lists.RankedList, name: str, number: int) -> str:
+    """Two rows with the same texts are two lists."""
+    return content_id([[turn.role, turn.content] for turn in found.prompt], found.replies, name, number)
 
 
 def _check(prompt: Turns, chosen: str, rejected: str, *, single: bool) -> None:

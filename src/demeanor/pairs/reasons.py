@@ -14,6 +14,10 @@ NOT_ASSISTANTS = "reply is not the assistant's"
 EMPTY_REPLY = "empty reply"
 IDENTICAL = "chosen and rejected are identical"
 NOT_UNICODE = "text is not valid Unicode"
+TOO_FEW = "fewer than two replies"
+BAD_RANKS = "ranks or scores do not fit the replies"
+TWO_RANKS = "one reply at two ranks"
+ALL_TIED = "all replies are tied"
 BAD_CONFIDENCE = "confidence is not a number from 0 to 1"
 
 REASONS = (
@@ -28,6 +32,10 @@ REASONS = (
     NOT_ASSISTANTS,
     EMPTY_REPLY,
     IDENTICAL,
+    TOO_FEW,
+    BAD_RANKS,
+    TWO_RANKS,
+    ALL_TIED,
     NOT_UNICODE,
     BAD_CONFIDENCE,
 )

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from demeanor.errors import PairsError, one_line
-from demeanor.pairs import alpaca, hh, sharegpt, trl, v1
+from demeanor.pairs import alpaca, hh, ranked, sharegpt, trl, v1
 from demeanor.pairs import labelled as labelled_replies
 from demeanor.pairs.columns import ambiguity, canonical
 from demeanor.pairs.turns import Turns, is_media
@@ -22,7 +22,7 @@ NUM_ROWS_LOOKED_AT = 20
 
 
 class Reader(Protocol):
-    """A module that reads one shape."""
+    """A module that reads one shape, by `to_pair`, or (`ranked`) by `to_list`."""
 
     NAME: str
     EXAMPLE: str
@@ -30,11 +30,16 @@ class Reader(Protocol):
     def matches(self, row: dict[str, Any]) -> bool:
         """Does the canonical row have the shape?"""
 
+
+@runtime_checkable
+class PairReader(Reader, Protocol):
+    """A reader whose rows are one pair each."""
+
     def to_pair(self, row: dict[str, Any]) -> tuple[Turns, str, str]:
         """Prompt, chosen and rejected; raises Unusable."""
 
 
-READERS: tuple[Reader, ...] = (labelled_replies, hh, v1, sharegpt, alpaca, trl)
+READERS: tuple[Reader, ...] = (labelled_replies, hh, v1, sharegpt, alpaca, trl, ranked)
 SHAPES = {reader.NAME: reader.EXAMPLE for reader in READERS}  # for help texts
 
 _LABELLED = "labelled texts"

@@ -282,7 +282,13 @@ def tokens_at_a_time(pairs: list[TokenizedPair], batch: int, *, trees: bool) -> 
     from demeanor.train.engine import ROW_BUDGET
 
     longest = max(p.num_tokens for p in pairs)
-    return min(batch * longest, max(ROW_BUDGET, longest))
+    lists: dict[str, dict[tuple[int, ...], int]] = {}  # a list's pairs stay together: its prompt, and each reply once
+    for pair in pairs:
+        if pair.list_id is not None:
+            sizes = lists.setdefault(pair.list_id, {(): len(pair.prompt_ids)})
+            sizes |= {tuple(ids): len(ids) for ids in (pair.chosen_ids, pair.rejected_ids)}
+    whole = max((sum(sizes.values()) for sizes in lists.values()), default=0)
+    return min(batch * longest, max(ROW_BUDGET, longest, whole))
 
 
 def default_learning_rate(model: Any) -> float:

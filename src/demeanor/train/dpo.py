@@ -3,10 +3,15 @@
 The pairs arrive as token ids (`tokens.py`), so TRL neither applies a template nor truncates. The implicit reward of a
 reply is beta (log p_policy - log p_reference), DPO's loss -log sigmoid(reward of chosen - reward of rejected) (Rafailov
 et al. 2023); before the first step policy and reference are the same function, so every margin is 0, which is checked.
+
+Pairs of ranked lists have weights (`curate/lists.py`). The loss of a batch of B pairs is then sum of w l / B, with w of
+mean 1 over all pairs, and its SFT term sum of w times the negative log-probabilities of a pair's chosen tokens over the
+batch's number of them. TRL's losses are means over pairs, so each is computed by TRL for the pairs of each weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +22,16 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from demeanor.contract import Contract
+from demeanor.curate import loss_weights
 from demeanor.errors import StageError
 from demeanor.objectives import OBJECTIVES, Objective, Replies
 from demeanor.tokens import TokenizedPair
+from demeanor.train.lists import ListSampler
 from demeanor.train.on_trees import OnTrees, common_options, refused_by_trl, shares
+from demeanor.training_settings import SORTING_LOSSES
 
-SORTING_LOSSES = {"aot", "aot_unpaired"}  # they compare pairs of a batch with each other
 REFERENCE_COLUMNS = ("ref_chosen_token_logps", "ref_rejected_token_logps")
+WEIGHT = "weight"  # the column; of a batch `weights`, [B]
 
 
 class PairTrainer(OnTrees, DPOTrainer):
@@ -32,15 +40,21 @@ class PairTrainer(OnTrees, DPOTrainer):
     Args:
         objective: a loss that TRL's trainer does not have takes the place of its own, beside an SFT term.
         gamma: of the objective.
+        lists: for each pair the ranked list that it is of; a list's pairs come in one batch where they fit.
         options: those of `OnTrees` and of TRL's trainer.
     """
 
     reply_columns = ("chosen_ids", "rejected_ids")
 
     def __init__(
-        self, *args: Any, objective: Objective = OBJECTIVES["dpo"], gamma: float = 0.0, **options: Any
+        self,
+        *args: Any,
+        objective: Objective = OBJECTIVES["dpo"],
+        gamma: float = 0.0,
+        lists: Sequence[object] | None = None,
+        **options: Any,
     ) -> None:
-        self.objective, self.gamma = objective, gamma
+        self.objective, self.gamma, self.lists = objective, gamma, lists
         self.share_of_pairs = 1.0  # of the batch that are in the part at hand
         self.loss_weights: list[float]  # of TRL, which declares no types
         self.ld_alpha: float | None
@@ -61,33 +75,89 @@ class PairTrainer(OnTrees, DPOTrainer):
         if len(parts) < 2:
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
             return loss
-        whole = self.loss_weights
+
+        def step(number: int) -> torch.Tensor:
+            found: torch.Tensor = super(PairTrainer, self).training_step(model, parts[number], num_items_in_batch)
+            return found
+
+        return self._sum_of_parts(parts, step)
+
+    def _sum_of_parts(
+        self, parts: list[dict[str, Any]], step: Callable[[int], torch.Tensor], weights: Sequence[float] | None = None
+    ) -> torch.Tensor:
+        """The loss of a batch from those of its parts, by `step`, each times its weight; what they logged becomes the
+        batch's."""
+        whole, whole_share = self.loss_weights, self.share_of_pairs
         num_tokens = np.array([_num_reply_tokens(part) for part in parts])  # [parts, chosen and rejected]
         pairs_by = shares([len(part["input_ids"]) // 2 for part in parts])
         chosen_by, rejected_by, tokens_by = (shares(numbers) for numbers in (*num_tokens.T, num_tokens.sum(axis=1)))
-        weights = {
+        by = {
             "entropy": tokens_by,
             "logits/chosen": chosen_by,
             "mean_token_accuracy": chosen_by,
             "logits/rejected": rejected_by,
+            "aux_loss": np.eye(len(parts))[0],  # of the whole batch, in its first part
         }
 
-        def step(number: int) -> torch.Tensor:
-            of_pairs, of_tokens = pairs_by[number], chosen_by[number]
+        def weighted(number: int) -> torch.Tensor:
+            factor = 1.0 if weights is None else weights[number]
+            of_pairs, of_tokens = factor * pairs_by[number], factor * chosen_by[number]
             self.loss_weights = [  # the SFT loss is a mean over chosen tokens, all others over pairs
                 weight * (of_tokens if kind == "sft" else of_pairs)
                 for kind, weight in zip(self.loss_types, whole, strict=True)
             ]
-            self.share_of_pairs = float(of_pairs)
-            found: torch.Tensor = super(PairTrainer, self).training_step(model, parts[number], num_items_in_batch)
-            return found
+            self.share_of_pairs = float(whole_share * of_pairs)
+            return step(number)
 
         try:
-            return self._average(parts, step, lambda name: weights.get(name, pairs_by))
+            return self._average(parts, weighted, lambda name: by.get(name, pairs_by))
         finally:
-            self.loss_weights, self.share_of_pairs = whole, 1.0
+            self.loss_weights, self.share_of_pairs = whole, whole_share
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """Of pairs that weigh the same the mean; else, for the pairs of each weight, their part of the weighted mean,
+        from one forward pass of all."""
+        inputs = dict(inputs)
+        weights = inputs.pop("weights", None)
+        if weights is None or return_outputs or bool((weights == 1).all()):
+            return self._mean_loss(model, inputs, return_outputs)
+        half, has_reference = len(weights), self.precompute_ref_logps
+        if not has_reference:
+            chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            inputs.update(ref_chosen_logps=chosen, ref_rejected_logps=rejected)
+        kinds: Any = weights.unique()
+        of_kind = [(weights == kind).nonzero()[:, 0] for kind in kinds]
+        if self.accelerator.num_processes > 1:  # all must gather what they log equally often
+            kinds, of_kind = weights, list(torch.arange(half, device=weights.device)[:, None])
+        both = [torch.cat([index, index + half]) for index in of_kind]
+        parts = [
+            {name: value[own if len(value) > half else own[: len(own) // 2]] for name, value in inputs.items()}
+            for own in both
+        ]
+        found: Any = None
+
+        def forward(number: int) -> Callable[..., Any]:
+            def call(**given: Any) -> Any:
+                nonlocal found
+                if found is None:
+                    labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+                    all_of_it = {name: value for name, value in inputs.items() if name in given}
+                    found = model(**{**given, **all_of_it, "labels": labels})
+                values = {name: value[both[number]] for name, value in found.items() if value.ndim}
+                aux = {} if found.aux_loss is None else {"aux_loss": found.aux_loss * float(number == 0)}
+                return type(found)(**values, **aux)
+
+            return call
+
+        self.precompute_ref_logps = True
+        try:
+            return self._sum_of_parts(
+                parts, lambda number: self._mean_loss(forward(number), parts[number], False), kinds.tolist()
+            )
+        finally:
+            self.precompute_ref_logps = has_reference
+
+    def _mean_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """TRL's; where the objective has a loss of its own, TRL's is the SFT term and this is added."""
         own_loss = self.objective.loss
         if own_loss is None:
@@ -114,7 +184,15 @@ class PairTrainer(OnTrees, DPOTrainer):
         metrics["rewards/margins"][-1] = (chosen - rejected).mean().item()
         return (loss, *rest) if return_outputs else loss
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        if self.lists is None or self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        return ListSampler(self.lists, self.args.per_device_train_batch_size, self.args.data_seed or self.args.seed)
+
     # ------------------------------------------------------------ the reference
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        return super().compute_ref_log_probs(model, {n: value for n, value in inputs.items() if n != "weights"})
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Per-token log-probabilities of the reference; zeros where the objective has none."""
@@ -129,7 +207,9 @@ class PairTrainer(OnTrees, DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in REFERENCE_COLUMNS if name not in self._signature_columns]
+        self._signature_columns += [
+            name for name in (*REFERENCE_COLUMNS, WEIGHT) if name not in self._signature_columns
+        ]
 
     def step0_margins(self) -> list[float]:
         ld_alpha, self.ld_alpha, self.data_collator.ld_alpha = self.ld_alpha, None, None  # plain sums on both sides
@@ -161,6 +241,8 @@ class PairCollator(DataCollatorForPreference):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super().torch_call(examples)
+        if WEIGHT in examples[0]:
+            output["weights"] = torch.tensor([example[WEIGHT] for example in examples])
         if REFERENCE_COLUMNS[0] not in examples[0]:
             return output
         values = torch.zeros(output["input_ids"].shape[0], output["input_ids"].shape[1] - 1)
@@ -192,7 +274,21 @@ def make_trainer(
     Raises:
         InputError: TRL refuses the options.
     """
-    columns = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+    columns: list[dict[str, Any]] = [
+        {"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs
+    ]
+    weights = loss_weights(pairs)
+    if set(weights) != {1.0}:
+        columns = [{**row, WEIGHT: weight} for row, weight in zip(columns, weights, strict=True)]
+    lists = [pair.list_id or number for number, pair in enumerate(pairs)]
+    given["lists"] = lists if len(set(lists)) < len(lists) else None
+    if given["lists"]:
+        sampler = ListSampler(lists, arguments.per_device_train_batch_size, arguments.seed)
+        num_lists = len({pair.list_id for pair in pairs if pair.list_id})
+        parted = len(sampler.lists) - sampler.num_whole()
+        say: Callable[[str], None] = given.get("say", lambda line: None)
+        size = f"per_device_train_batch_size {arguments.per_device_train_batch_size}"
+        say(f"ranked lists: {num_lists - parted:,} of {num_lists:,} have all their pairs in one batch ({size})")
     with refused_by_trl():
         return PairTrainer(
             args=arguments,

@@ -110,6 +110,7 @@ class TreeEngine:
 
     def _score_row(self, row: Row, places: np.ndarray, targets: np.ndarray) -> TokenScores:
         device = self.model.get_input_embeddings().weight.device
+        places, targets, copies = _each_once(places, targets)
         num, row = len(places), pad_row(row, _rounded(len(row)))
         kept, which = np.unique(_fill(places), return_inverse=True)
         keep, index = torch.as_tensor(_fill(kept), device=device), torch.as_tensor(which, device=device)
@@ -129,7 +130,20 @@ class TreeEngine:
         if self.temperature != 1.0:
             read = read / self.temperature
         scores = score_tokens(read, head, torch.as_tensor(_fill(targets), device=device), figures=self.figures)
-        return TokenScores(**{field.name: getattr(scores, field.name)[:num] for field in fields(TokenScores)})
+        found = {field.name: getattr(scores, field.name)[:num] for field in fields(TokenScores)}
+        if len(copies) > num:
+            again = torch.as_tensor(copies, device=device)
+            found = {name: values.index_select(0, again) for name, values in found.items()}
+        return TokenScores(**found)
+
+
+def _each_once(places: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The different (place, target), in their order, and for each that was given its number among them: a reply of
+    several pairs goes through the language-model head once."""
+    keys = places.astype(np.int64) * (int(targets.max()) + 1) + targets
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return places[first[order]], targets[first[order]], np.argsort(order)[which]
 
 
 def _fill(values: np.ndarray) -> np.ndarray:

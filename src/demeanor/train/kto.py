@@ -130,12 +130,15 @@ def labelled_rows(pairs: Sequence[TokenizedPair], batch_size: int, seed: int) ->
 
     Prompts are shuffled. In a batch the replies to one prompt are kept together but not beside each other, so that the
     prefix-tree engine computes their prompt once and the reply before, which takes a reply's place (as in TRL), answers
-    another prompt.
+    another prompt. A reply of a ranked list counts once, in however many pairs it stands.
     """
     replies: dict[tuple[int, ...], list[Row]] = {}
+    seen: set[Any] = set()
     for pair in pairs:
         for ids, label in ((pair.chosen_ids, True), (pair.rejected_ids, False)):
-            if ids:
+            known = pair.list_id is not None and (pair.list_id, tuple(ids), label) in seen
+            seen.add((pair.list_id, tuple(ids), label))
+            if ids and not known:
                 row = {"prompt_ids": pair.prompt_ids, "completion_ids": ids, "label": label}
                 replies.setdefault(tuple(pair.prompt_ids), []).append(row)
     prompts = list(replies.values())
@@ -175,8 +178,10 @@ def make_trainer(
         raise InputError("kto needs two replies at least", where="data.pairs")
     say: Callable[[str], None] = given.get("say", lambda line: None)
     num_good = sum(row["label"] for row in rows)
-    num_both = sum(1 for pair in pairs if pair.chosen_ids and pair.rejected_ids)
+    num_both = sum(1 for pair in pairs if pair.chosen_ids and pair.rejected_ids and pair.list_id is None)
+    num_lists = len({pair.list_id for pair in pairs if pair.list_id is not None})
     split = f", {num_both:,} pairs split into two each" if num_both else ""
+    split += f", {num_lists:,} ranked lists split into the best reply and the others" if num_lists else ""
     say(f"kto: {num_good:,} good and {len(rows) - num_good:,} bad replies{split}")
     own = contract.training.trl_options
     if not {"desirable_weight", "undesirable_weight"} & own.keys():

@@ -53,6 +53,7 @@ class OnTrees:
     reply_columns: tuple[str, ...]  # of the data set
     temperature = 1.0  # that the logits are divided by
     paired = True  # sequences i and i + B of a batch [2B, L] belong together
+    lists: Sequence[object] | None = None  # for each row the ranked list that it is of
     # what TRL's trainers have, which declare no types
     accelerator: Any
     args: Any
@@ -206,7 +207,7 @@ class OnTrees:
     ) -> torch.Tensor:
         """`step(i)` for each part; what the parts logged becomes one value of the batch: their mean by `weights(name)`,
         of those parts that logged it. Returns the sum of the losses."""
-        metrics = self._metrics["train"]
+        metrics = self._metrics["train" if self.model.training else "eval"]
         logged: dict[str, list[tuple[int, float]]] = {}
         total = torch.zeros((), device=self.accelerator.device)
         for number in range(len(parts)):
@@ -248,7 +249,7 @@ class OnTrees:
                 self.say(f"reference: {cache.path} disagrees with the model by {worst:.2g} nats a token: computed anew")
                 cache.forget()
                 known, held = [None] * len(pairs), []
-        missing = sorted(set(range(len(pairs))) - set(held), key=lambda number: pairs[number].num_tokens)
+        missing = self._by_length(sorted(set(range(len(pairs))) - set(held)), pairs)
         for start in range(0, len(missing), REFERENCE_BATCH):
             numbers = missing[start : start + REFERENCE_BATCH]
             logps = self._reference_logps([pairs[number] for number in numbers])
@@ -261,6 +262,16 @@ class OnTrees:
             self.say(f"reference: {len(held)} of {len(pairs)} pairs from the cache, {len(missing)} computed")
         self.reference_seconds += time.perf_counter() - started
         return [values for values in known if values is not None]
+
+    def _by_length(self, numbers: list[int], pairs: Sequence[TokenizedPair]) -> list[int]:
+        """The pairs' numbers, short ones first; those of a ranked list together, because they are one tree."""
+        of_list = self.lists if self.lists and len(self.lists) == len(pairs) else range(len(pairs))
+        first: dict[object, int] = {}
+        longest: dict[object, int] = {}
+        for number in numbers:
+            first.setdefault(of_list[number], number)
+            longest[of_list[number]] = max(longest.get(of_list[number], 0), pairs[number].num_tokens)
+        return sorted(numbers, key=lambda number: (longest[of_list[number]], first[of_list[number]]))
 
     def _reference_logps(self, pairs: Sequence[TokenizedPair]) -> list[PairLogps]:
         rows = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]

@@ -101,8 +101,10 @@ def plan_rows(groups: Sequence[Sequence[Sequence[int]]], budget: int, min_shared
     """Lay out all sequences as trees and fill rows with them, longest tree first, each into the first row with room.
 
     Args:
-        groups: token ids; the sequences of a group (a pair, a ranked list) always end up in one row.
-        budget: tokens a row. A tree that is longer is split between its groups; a longer group gets a row of its own.
+        groups: token ids; the sequences of a group (a pair) always end up in one row, and so do groups that share a
+            whole sequence (the pairs of a ranked list), so that no reply is laid out twice.
+        budget: tokens a row. A tree that is longer is split between its groups; what must stay together and is longer
+            gets a row of its own.
         min_shared: tokens that sequences must share beyond their common ancestor to be merged.
 
     Raises:
@@ -125,40 +127,51 @@ def plan_rows(groups: Sequence[Sequence[Sequence[int]]], budget: int, min_shared
 
 
 def _same_tree(groups: Sequence[Sequence[Sequence[int]]], min_shared: int) -> list[list[int]]:
-    """Group numbers, those together whose sequences share a beginning of `min_shared` tokens."""
-    together: dict[tuple[int, ...], int] = {}
-    leader = list(range(len(groups)))
+    """Group numbers, those together whose sequences share a beginning of `min_shared` tokens, or are the same."""
+    beginnings = [[tuple(seq[:min_shared]) for seq in group if len(seq) >= min_shared] for group in groups]
+    return _together([[*known, *map(tuple, group)] for known, group in zip(beginnings, groups, strict=True)])
 
-    def find(group: int) -> int:
-        while leader[group] != group:
-            group = leader[group]
-        return group
 
-    for number, group in enumerate(groups):
-        for sequence in group:
-            if len(sequence) >= min_shared:
-                first = together.setdefault(tuple(sequence[:min_shared]), number)
-                leader[find(number)] = find(first)
+def _together(keys: Sequence[Sequence[tuple[int, ...]]]) -> list[list[int]]:
+    """The numbers of the items, in groups of those that a chain of common keys joins."""
+    first_with: dict[tuple[int, ...], int] = {}
+    leader = list(range(len(keys)))
+
+    def find(item: int) -> int:
+        while leader[item] != item:
+            item = leader[item]
+        return item
+
+    for number, own in enumerate(keys):
+        for key in own:
+            leader[find(number)] = find(first_with.setdefault(key, number))
     result: dict[int, list[int]] = {}
-    for number in range(len(groups)):
+    for number in range(len(keys)):
         result.setdefault(find(number), []).append(number)
     return list(result.values())
 
 
 def _fit(groups: Sequence[Sequence[Sequence[int]]], own: list[int], budget: int, min_shared: int) -> list[Row]:
-    """The trees of the groups `own`, halved until each fits the budget or holds one group."""
+    """The trees of the groups `own`, halved until each fits the budget or holds what must stay together."""
     tree = _lay_out([(number, item, seq) for number in own for item, seq in enumerate(groups[number])], min_shared)
     if len(tree) <= budget or len(own) == 1:
         return [tree]
-    by_content = sorted(own, key=lambda number: list(groups[number][0]))  # those of one prompt stay together
-    half = len(own) // 2
-    return [row for part in (by_content[:half], by_content[half:]) for row in _fit(groups, part, budget, min_shared)]
+    joined = [[own[place] for place in places] for places in _together([[*map(tuple, groups[n])] for n in own])]
+    if len(joined) == 1:
+        return [tree]
+    joined.sort(key=lambda numbers: list(groups[numbers[0]][0]))  # those of one prompt stay together
+    half = len(joined) // 2
+    parts = ([number for numbers in part for number in numbers] for part in (joined[:half], joined[half:]))
+    return [row for part in parts for row in _fit(groups, part, budget, min_shared)]
 
 
 def _lay_out(sequences: list[tuple[int, int, Sequence[int]]], min_shared: int) -> Row:
-    """One row of all the sequences, given as (group, item, token ids)."""
+    """One row of all the sequences, given as (group, item, token ids). Those that are the same are laid out once,
+    however short."""
     order = sorted((list(ids), group, item) for group, item, ids in sequences)
-    arrays = [np.asarray(ids) for ids, _, _ in order]
+    fresh = [n == 0 or order[n][0] != order[n - 1][0] for n in range(len(order))]
+    which = (np.cumsum(fresh) - 1).tolist()  # for each sequence the number of its own among the different ones
+    arrays = [np.asarray(ids) for (ids, _, _), first in zip(order, fresh, strict=True) if first]
     shared = [0] + [_common(a, b) for a, b in pairwise(arrays)]
     pieces: list[Ints] = []
     starts: list[tuple[int, int]] = []  # (depth, length) of each segment
@@ -197,7 +210,7 @@ def _lay_out(sequences: list[tuple[int, int, Sequence[int]]], min_shared: int) -
         positions=np.concatenate([np.arange(depth, depth + length) for depth, length in starts]),
         segments=tuple(segments),
         members=tuple((group, item) for _, group, item in order),
-        paths=tuple(np.concatenate([places[number] for number in path]) for path in ancestors),
+        paths=tuple(np.concatenate([places[number] for number in ancestors[own]]) for own in which),
     )
 
 
