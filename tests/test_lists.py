@@ -292,6 +292,43 @@ def test_the_weights_reach_combined_losses(make: Maker, options: dict[str, Any])
         same(step(trainer), total, gradients)
 
 
+def test_several_processes_call_the_loss_equally_often_and_get_the_same(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total, gradients = by_hand(make, ["sigmoid", "sft"], [1.0, 0.5])
+    options: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    for weights in (WEIGHTS, [1.0] * 8):
+        trainer = make(PairTrainer, weighted(brief(), weights), **options)
+        alone = step(trainer)
+        calls = []
+        mean_loss = PairTrainer._mean_loss
+
+        def counted(self: Any, *args: Any, calls: list[int] = calls, mean_loss: Any = mean_loss) -> Any:
+            calls.append(1)
+            return mean_loss(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PairTrainer, "_mean_loss", counted)
+            patch.setattr(type(trainer.accelerator), "num_processes", property(lambda self: 2))
+            together = step(trainer)
+        assert len(calls) == 8
+        assert together.loss == pytest.approx(alone.loss, rel=1e-6)
+        if weights is WEIGHTS:
+            same(together, total, gradients)
+
+
+def test_a_mixture_of_experts_adds_its_own_loss_once(make: Maker) -> None:
+    sizes = {"num_local_experts": 2, "num_experts_per_tok": 1, "output_router_logits": True}
+    found = {}
+    for weights in (WEIGHTS, [1.0] * 8):
+        trainer = make(PairTrainer, weighted(brief(), weights), tiny("mixtral", **sizes), targets=["q_proj"])
+        assert trainer.engine is None and trainer.aux_loss_enabled
+        with_aux = step(trainer)
+        trainer.router_aux_loss_coef = 0.0
+        found[weights[0]] = with_aux.logs["aux_loss"], (with_aux.loss - step(trainer).loss)
+    assert found[0.25][0] > 0 and found[0.25] == pytest.approx(found[1.0], rel=1e-3)
+
+
 @pytest.mark.parametrize("name", FREE)
 @pytest.mark.parametrize("budget", [None, SMALL])
 def test_the_weights_reach_the_objectives_without_a_reference(make: Maker, name: str, budget: int | None) -> None:

@@ -83,7 +83,11 @@ class PairTrainer(OnTrees, DPOTrainer):
         return self._sum_of_parts(parts, step)
 
     def _sum_of_parts(
-        self, parts: list[dict[str, Any]], step: Callable[[int], torch.Tensor], weights: Sequence[float] | None = None
+        self,
+        parts: list[dict[str, Any]],
+        step: Callable[[int], torch.Tensor],
+        weights: Sequence[float] | None = None,
+        mode: str = "train",
     ) -> torch.Tensor:
         """The loss of a batch from those of its parts, by `step`, each times its weight; what they logged becomes the
         batch's."""
@@ -110,24 +114,27 @@ class PairTrainer(OnTrees, DPOTrainer):
             return step(number)
 
         try:
-            return self._average(parts, weighted, lambda name: by.get(name, pairs_by))
+            return self._average(parts, weighted, lambda name: by.get(name, pairs_by), mode)
         finally:
             self.loss_weights, self.share_of_pairs = whole, whole_share
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        """Of pairs that weigh the same the mean; else, for the pairs of each weight, their part of the weighted mean,
-        from one forward pass of all."""
+        """The mean over pairs, or, for the pairs of each weight, their part of the weighted mean, from one forward pass
+        of all."""
         inputs = dict(inputs)
         weights = inputs.pop("weights", None)
-        if weights is None or return_outputs or bool((weights == 1).all()):
+        one_process = self.accelerator.num_processes == 1
+        if weights is None or (one_process and bool((weights == 1).all())):
             return self._mean_loss(model, inputs, return_outputs)
+        if return_outputs:
+            raise NotImplementedError("pairs with weights give no logits for compute_metrics")
         half, has_reference = len(weights), self.precompute_ref_logps
         if not has_reference:
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs.update(ref_chosen_logps=chosen, ref_rejected_logps=rejected)
         kinds: Any = weights.unique()
         of_kind = [(weights == kind).nonzero()[:, 0] for kind in kinds]
-        if self.accelerator.num_processes > 1:  # all must gather what they log equally often
+        if not one_process:  # all must gather what they log equally often
             kinds, of_kind = weights, list(torch.arange(half, device=weights.device)[:, None])
         both = [torch.cat([index, index + half]) for index in of_kind]
         parts = [
@@ -150,9 +157,10 @@ class PairTrainer(OnTrees, DPOTrainer):
             return call
 
         self.precompute_ref_logps = True
+        mode = "train" if self.model.training else "eval"
         try:
             return self._sum_of_parts(
-                parts, lambda number: self._mean_loss(forward(number), parts[number], False), kinds.tolist()
+                parts, lambda number: self._mean_loss(forward(number), parts[number], False), kinds.tolist(), mode
             )
         finally:
             self.precompute_ref_logps = has_reference
@@ -187,7 +195,8 @@ class PairTrainer(OnTrees, DPOTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.lists is None or self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)
-        return ListSampler(self.lists, self.args.per_device_train_batch_size, self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ListSampler(self.lists, self.args.per_device_train_batch_size, seed)
 
     # ------------------------------------------------------------ the reference
 

@@ -203,11 +203,15 @@ class OnTrees:
         return parts
 
     def _average(
-        self, parts: Sequence[Any], step: Callable[[int], torch.Tensor], weights: Callable[[str], Any]
+        self,
+        parts: Sequence[Any],
+        step: Callable[[int], torch.Tensor],
+        weights: Callable[[str], Any],
+        mode: str = "train",
     ) -> torch.Tensor:
         """`step(i)` for each part; what the parts logged becomes one value of the batch: their mean by `weights(name)`,
         of those parts that logged it. Returns the sum of the losses."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics[mode]
         logged: dict[str, list[tuple[int, float]]] = {}
         total = torch.zeros((), device=self.accelerator.device)
         for number in range(len(parts)):
