@@ -3,8 +3,8 @@
 Notation: w and l are the winning and the losing reply of a pair, log p(y) the sum of the log-probabilities (nats) of a
 reply's tokens under the policy, |y| their number, r(y) = log p(y) - log p_ref(y) with the reference of the model before
 training, d = r(w) - r(l), s the logistic function, e `label_smoothing`, the share of labels that are wrong. A loss is a
-mean over pairs, weighted where they come from ranked lists (`curate/lists.py`). The SFT term is -log p(w) / |w| over all
-winning tokens.
+mean over pairs, weighted where they come from ranked lists (`curate/lists.py`). The SFT term is -log p(w) / |w| over
+all winning tokens.
 """
 
 from __future__ import annotations
