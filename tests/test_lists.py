@@ -434,8 +434,8 @@ def test_a_batch_holds_whole_lists_where_they_fit(batch_size: int) -> None:
     fit = [name for name in pieces if list_of.count(name) <= batch_size]
     assert sum(pieces[name] == 1 for name in fit) >= 0.9 * len(fit)
     assert sampler.num_whole() == sum(count == 1 for count in pieces.values())
-    for name in set(pieces) - set(fit):
-        assert pieces[name] <= -(-list_of.count(name) // batch_size) + 1
+    alone = [list_of[batch[0]] for batch in batches if len({list_of[n] for n in batch}) == 1]
+    assert all(alone.count(name) >= list_of.count(name) // batch_size for name in set(pieces) - set(fit))
 
 
 def test_lists_that_divide_the_batch_are_all_whole_in_another_order_each_epoch() -> None:
@@ -445,6 +445,7 @@ def test_lists_that_divide_the_batch_are_all_whole_in_another_order_each_epoch()
     assert sampler.num_whole() == 20 and list(again) == first
     again.set_epoch(1)
     assert again.num_whole() == 20 and list(again) != first
+    assert ListSampler(list_of, 8, seed=3).num_whole() == 15  # three of four
     assert list(ListSampler(list_of, 12, seed=4)) != first
 
 
@@ -480,7 +481,13 @@ def test_a_training_on_lists_weighs_and_groups_them_and_resumes_exactly(tmp_path
     assert any(line.startswith("ranked lists: ") and "of 12 have all their pairs in one batch" in line for line in said)
     seen: list[list[int]] = []
     collate = trainer.data_collator.torch_call
-    trainer.data_collator.torch_call = lambda rows: seen.append([row["prompt_ids"] for row in rows]) or collate(rows)
+
+    def collated(rows: list[dict[str, Any]]) -> Any:
+        seen.append([row["prompt_ids"] for row in rows])
+        assert all(row["weight"] > 0 for row in rows)
+        return collate(rows)
+
+    trainer.data_collator.torch_call = collated
     trainer.train()
     prompts = sum(len({tuple(ids) for ids in batch}) for batch in seen[-trainer.state.global_step :])
     assert sum(map(len, seen[-trainer.state.global_step :])) == 2 * len(pairs) and prompts < 1.5 * 2 * 12

@@ -297,7 +297,8 @@ def make_trainer(
         parted = len(sampler.lists) - sampler.num_whole()
         say: Callable[[str], None] = given.get("say", lambda line: None)
         size = f"per_device_train_batch_size {arguments.per_device_train_batch_size}"
-        say(f"ranked lists: {num_lists - parted:,} of {num_lists:,} have all their pairs in one batch ({size})")
+        more = "; a multiple of the pairs of most lists holds more" if 10 * parted > num_lists else ""
+        say(f"ranked lists: {num_lists - parted:,} of {num_lists:,} have all their pairs in one batch ({size}{more})")
     with refused_by_trl():
         return PairTrainer(
             args=arguments,

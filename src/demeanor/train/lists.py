@@ -12,8 +12,10 @@ class ListSampler(Sampler[int]):
     """Numbers of pairs, shuffled by lists. An epoch's order depends on the seed and the epoch alone, so that a resumed
     training sees the pairs that an uninterrupted one sees.
 
-    A batch takes the next list, then each further one that still fits. Only where none does, a list is parted to fill
-    the batch; one with more pairs than a batch has is parted into whole batches first.
+    A batch takes the next list, then each further one that still fits. Where none does, it is filled up from a list
+    that is parted for this, one after the other; a list with more pairs than a batch has is parted into whole batches
+    first. All batches but the last have the same size, as TRL's and Accelerate's loaders expect; so lists of 6 pairs
+    are all whole in batches of 6 or 12, and three of four in batches of 8.
 
     Args:
         list_of: for each pair the list that it is of; a pair of its own is a list of one.
@@ -41,27 +43,31 @@ class ListSampler(Sampler[int]):
         lists = list(self.lists)
         random.Random(f"{self.seed} {self.epoch}").shuffle(lists)
         waiting: dict[int, list[tuple[int, list[int]]]] = {}  # by size, the next one last
-
-        def wait(place: int, numbers: list[int]) -> None:
-            waiting.setdefault(len(numbers), []).append((place, numbers))
-
         result: list[list[int]] = []
         for place, numbers in reversed(list(enumerate(lists))):
             whole = len(numbers) - len(numbers) % self.batch_size
             result += [numbers[start : start + self.batch_size] for start in range(0, whole, self.batch_size)]
             if whole < len(numbers):
-                wait(place, numbers[whole:])
-        while waiting:
+                waiting.setdefault(len(numbers) - whole, []).append((place, numbers[whole:]))
+
+        def next_of(sizes: list[int]) -> list[int]:
+            size = min(sizes, key=lambda size: waiting[size][-1][0])
+            _, numbers = waiting[size].pop()
+            if not waiting[size]:
+                del waiting[size]
+            return numbers
+
+        parted: list[int] = []
+        while waiting or parted:
             batch: list[int] = []
-            while waiting and len(batch) < self.batch_size:
+            while (waiting or parted) and len(batch) < self.batch_size:
                 room = self.batch_size - len(batch)
-                size = min(waiting, key=lambda size: (size > room, waiting[size][-1][0]))
-                place, numbers = waiting[size].pop()
-                if not waiting[size]:
-                    del waiting[size]
-                batch += numbers[:room]
-                if numbers[room:]:
-                    wait(place, numbers[room:])
+                fitting = [size for size in waiting if size <= room]
+                if fitting:
+                    batch += next_of(fitting)
+                    continue
+                parted = parted or next_of(list(waiting))
+                batch, parted = batch + parted[:room], parted[room:]
             result.append(batch)
         full = [batch for batch in result if len(batch) == self.batch_size]
         random.Random(f"{self.seed} {self.epoch} batches").shuffle(full)
