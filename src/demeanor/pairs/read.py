@@ -102,9 +102,7 @@ def read_pairs(
             dropped.append(row)
         else:
             pairs.append(row)
-    return ReadResult(
-        tuple(pairs), tuple(dropped), rows.shape, rows.num_rows, rows.name, rows.num_lists, rows.num_ties
-    )
+    return ReadResult(tuple(pairs), tuple(dropped), rows.shape, rows.num_rows, rows.name, rows.num_lists, rows.num_ties)
 
 
 class iter_pairs:  # noqa: N801 - a verb: it is called like a function
