@@ -36,7 +36,7 @@ from demeanor.contract import build_contract
 from demeanor.curate import loss_weights, one_of_each_list, split_pairs
 from demeanor.errors import ContractError, InputError, PairsError
 from demeanor.objectives import OBJECTIVES, Replies
-from demeanor.pairs import ReadResult, read_pairs
+from demeanor.pairs import PairStore, ReadResult, read_pairs
 from demeanor.plan import Plan, plan_run
 from demeanor.records import Message, PreferencePair
 from demeanor.tokens import TokenizedPair
@@ -161,6 +161,15 @@ def test_the_limit_counts_rows(tmp_path: Path) -> None:
     rows = [{"prompt": f"Hi {n}", "replies": ["a", "b", "c"]} for n in range(5)]
     result = read(tmp_path, *rows, limit=2)
     assert (result.num_rows, len(result.pairs), len({pair.list_id for pair in result.pairs})) == (2, 6, 2)
+
+
+def test_a_store_counts_the_rows_of_lists(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Hi {n}", "replies": ["a", "", "c"] if n else ["a", "b", "c"]} for n in range(4)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    store = PairStore.collect([path], tmp_path)
+    assert list(store) == list(read_pairs(path).pairs) and len(store) == 6
+    assert store.sources == {"rows.jsonl": 4} and store.dropped == {"empty reply": 3}
 
 
 # --- what a pair counts, and which side it is on

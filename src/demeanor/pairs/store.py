@@ -107,10 +107,13 @@ class PairStore(Sequence[PreferencePair]):
     @contextmanager
     def _writing(self) -> Iterator[Callable[[PreferencePair | DroppedRow], None]]:
         with self.file.open("wb") as pairs, self.dropped_file.open("wb") as dropped:
+            last: PreferencePair | None = None
 
             def write(row: PreferencePair | DroppedRow) -> None:
+                nonlocal last
                 line = json.dumps(row.to_json(), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-                self.sources[row.source] = self.sources.get(row.source, 0) + 1
+                self.sources[row.source] = self.sources.get(row.source, 0) + (not _of_its_list(row, last))
+                last = last if isinstance(row, DroppedRow) else row
                 if isinstance(row, DroppedRow):
                     self._note(row)
                     dropped.write(line)
@@ -124,3 +127,10 @@ class PairStore(Sequence[PreferencePair]):
         known = self.examples.setdefault(row.reason, [])
         if len(known) < NUM_EXAMPLES:
             known.append(row)
+
+
+def _of_its_list(row: PreferencePair | DroppedRow, last: PreferencePair | None) -> bool:
+    """Does it come from the row of the source that the pair before it comes from, a ranked list?"""
+    if last is None or last.list_id is None or (row.source, row.row) != (last.source, last.row):
+        return False
+    return isinstance(row, DroppedRow) or row.list_id == last.list_id
