@@ -44,8 +44,9 @@ class Damage(Record):
 class Usage(Record):
     """What the training took; None where it was not measured.
 
-    `reference_seconds` is what this run spent on the reference, `charged_seconds` what a run that finds none would have
-    spent: the most that any of the compared runs did, 0 without a reference or where the training has it inside.
+    `reference_seconds` is what this run spent on the reference, `reward_model_seconds` what the training of its reward
+    models took. `charged_seconds` is what a run that finds neither would have spent on both: for the reference the most
+    that any of the compared runs did, 0 without one or where the training has it inside.
     `peak_bytes` is above the process's memory before the model was loaded. `hours` are those of a core or accelerator.
     """
 
@@ -56,6 +57,7 @@ class Usage(Record):
     device: str | None
     name: str | None
     count: int | None
+    reward_model_seconds: float | None = None
 
     @property
     def hours(self) -> float | None:

@@ -196,7 +196,7 @@ def _attacks(
 
 def _measure(comparison: Comparison) -> MeasureView:
     measure = comparison.measure
-    joint = measure in AFTER_ONLY
+    joint = measure in AFTER_ONLY and comparison.before.value is None
     return MeasureView(
         measure=measure_words(measure),
         measure_id=measure,
