@@ -21,6 +21,7 @@ from test_engine import DATA, Ids, gradients_of, randomise, same_figures, same_g
 from test_journey import planned
 from trl import RewardConfig, RewardTrainer
 
+from demeanor.cli.console import print_verdict
 from demeanor.compare import compare_runs
 from demeanor.compare.page import page_of
 from demeanor.contract import Contract, Limit, load_contract
@@ -242,7 +243,9 @@ def verdict_of(workspace: Workspace) -> Verdict:
     return Verdict.from_json(workspace.read_json(workspace.verdict))
 
 
-def test_the_run_is_judged_by_its_accuracy_on_held_out_pairs(reward_run: Plan) -> None:
+def test_the_run_is_judged_by_its_accuracy_on_held_out_pairs(
+    reward_run: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
     workspace = reward_run.workspace
     verdict, summary = verdict_of(workspace), workspace.read_json(workspace.training)
     accuracy, loss = found(verdict, "reward_accuracy"), found(verdict, "validation_loss")
@@ -255,7 +258,12 @@ def test_the_run_is_judged_by_its_accuracy_on_held_out_pairs(reward_run: Plan) -
     assert summary["engine"] == "tree" and summary["reference"] == "none" and summary["step0_margin_nats"] is None
     assert summary["peak_bytes"] > 0 and summary["memory_bytes"]["head"] == 0
     assert not workspace.read_records(workspace.replies("after"), Reply.from_json)
+    print_verdict(verdict, ())
+    told = capsys.readouterr().out
+    assert f"tone: reward accuracy {accuracy.before.value:.3f} → {accuracy.after.value:.3f} [" in told
+    assert f"validation loss {loss.before.value:.3f} → " in told and "ln 2" not in told and "bad reply" not in told
     page = workspace.report.read_text("utf-8")
+    assert "winning reply preferred, of the pair" in page
     assert "The reward model prefers the winning reply of" in page and "replies to nobody" in page
     assert "Mean reward of the training replies" in page and "after only" in page  # of length alone
 
@@ -335,6 +343,9 @@ def test_a_reward_model_is_no_policy(reward_run: Plan, llama: Path, pairs: Path,
     compared = compare_runs(folders)
     assert [result.passed for result in compared.runs] == [True, True]
     assert page_of(compared) and not compared.runs[0].proofs[0].bad
+    good = compared.runs[0].proofs[0].good
+    assert good is not None and good.measure == "reward_accuracy"
+    assert compared.choice.run is None and "highest held-out accuracy is that of rm, 100" in compared.choice.reason
     policy = planned(a_contract(llama, pairs, objective="dpo", max_steps=1), tmp_path / "dpo")
     run(policy)
     with pytest.raises(InputError, match=r"differs in what is trained \(a policy, not a reward model\)"):
