@@ -30,8 +30,8 @@ from demeanor.cli.console import ConsoleProgress, quiet_libraries
 from demeanor.contract import Contract, resolve_paths
 from demeanor.errors import DemeanorError
 from demeanor.plan import default_contract, plan_run
-from demeanor.prove.statistics import estimate_difference, estimate_mean
 from demeanor.records import Score, Verdict
+from demeanor.statistics import estimate_difference, estimate_mean
 from demeanor.sweep import run_in_its_own_process
 from demeanor.workspace import Workspace
 

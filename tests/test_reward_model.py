@@ -62,6 +62,7 @@ def trainer_of(
     model: Any = None,
     targets: Any = ALL,
     budget: int | None = None,
+    trees: bool = True,
     **options: Any,
 ) -> Any:
     config = RewardConfig(
@@ -71,7 +72,7 @@ def trainer_of(
     )  # fmt: skip
     more: dict[str, Any] = {}
     if cls is PairRewardTrainer:
-        more = {"data_collator": PairCollator(0)}
+        more = {"data_collator": PairCollator(0), "trees": trees}
     else:
         whole = [{side: row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids")} for row in rows]
         rows = whole
@@ -103,7 +104,8 @@ def step(trainer: Any) -> tuple[float, dict[str, torch.Tensor], dict[str, float]
 @pytest.mark.parametrize("budget", [None, 150])
 @pytest.mark.parametrize("data", DATA)
 def test_a_step_is_trls(data: str, budget: int | None, tmp_path: Path) -> None:
-    options = {"center_rewards_coefficient": 0.01} if data == "mixed" else {}
+    options: dict[str, Any] = {"center_rewards_coefficient": 0.01} if data == "mixed" else {}
+    options |= {"gradient_checkpointing": True} if data == "turns" else {}
     ours = trainer_of(PairRewardTrainer, DATA[data](), tmp_path, budget=budget, **options)
     assert ours.engine is not None and ours.fused["last layers"]
     found, expected = step(ours), step(trainer_of(RewardTrainer, DATA[data](), tmp_path, **options))
@@ -143,6 +145,49 @@ def test_a_step_is_the_formula(tmp_path: Path) -> None:
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     same_gradients(gradients, gradients_of(plain))
     assert logs["accuracy"] == pytest.approx(sum(margin > 0 for margin in margins).item() / len(margins))
+
+
+def test_a_training_is_that_of_a_plain_loop(tmp_path: Path) -> None:
+    """Without TRL: the same batches from the same start give the same losses and the same rewards at the end."""
+    rows = [row for data in ("separate", "system", "turns", "short") for row in DATA[data]()]
+    options = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "lr_scheduler_type": "cosine",
+               "warmup_steps": 4, "max_grad_norm": 1.0, "learning_rate": 3e-3}  # fmt: skip
+    ours = trainer_of(PairRewardTrainer, rows, tmp_path, targets=QV, budget=250, **options)
+    plain = get_peft_model(scorer(), LoraConfig(r=4, target_modules=QV, task_type="SEQ_CLS"))
+    plain.load_state_dict(ours.model.state_dict())
+    batches: list[list[Ids]] = []
+    collate = ours.data_collator
+    ours.data_collator = lambda rows: (batches.append(rows), collate(rows))[1]
+    ours.train()
+    assert len(batches) == 2 * len(rows) // 4
+
+    def margins(model: Any, batch: list[Ids]) -> torch.Tensor:
+        rewards = [
+            model(input_ids=torch.tensor([row["prompt_ids"] + row[side]])).logits[0, 0]
+            for row in batch
+            for side in ("chosen_ids", "rejected_ids")
+        ]
+        return torch.stack(rewards).view(-1, 2).diff(dim=1)[:, 0].neg()
+
+    weights = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=3e-3, weight_decay=0.0)
+    schedule = hf.get_cosine_schedule_with_warmup(optimizer, 4, len(batches))
+    losses = []
+    for batch in batches:
+        loss = torch.nn.functional.softplus(-margins(plain, batch)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    logged = [entry["loss"] for entry in ours.state.log_history if "loss" in entry]
+    assert logged == pytest.approx(losses, rel=1e-3, abs=1e-4) and losses[-1] < losses[0]
+    untrained = trainer_of(PairRewardTrainer, rows, tmp_path, targets=QV, trees=False)
+    untrained.model.load_state_dict(ours.model.state_dict())
+    with torch.no_grad():
+        expected, found = (margins(model, rows) for model in (plain, untrained.model))
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_the_end_of_turn_may_be_the_padding(tmp_path: Path) -> None:
