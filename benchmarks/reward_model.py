@@ -88,6 +88,7 @@ def measure(options: argparse.Namespace) -> None:
     dpo = run_of(options, "dpo", "training.objective=dpo", *measured)
 
     found = {
+        "pairs": Path(options.pairs).name,
         "reward_model": {**accuracy_of([scores_of(run) for run in ours], plain), "ours": [told(run) for run in ours],
                          "plain": [{k: v for k, v in one.items() if k != "correct"} for one in plain]},
         "policies": {run.folder.name: policy(run) for run in (rloo, dpo)},
