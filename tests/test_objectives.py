@@ -18,7 +18,7 @@ from demeanor.objectives import OBJECTIVES, Replies, cpo, orpo, simpo
 from demeanor.train.dpo import PairTrainer, make_arguments
 
 __all__ = ["make"]  # the fixture
-FREE = [name for name, objective in OBJECTIVES.items() if not objective.needs_reference]
+FREE = [name for name, objective in OBJECTIVES.items() if objective.loss is not None]
 
 
 def some_replies(num: int = 6) -> Replies:
@@ -141,12 +141,13 @@ def test_each_name_has_its_defaults_and_a_given_value_wins() -> None:
         more = {"rewards": [{"kind": "logp"}]} if objective.online else {}
         found = contract(objective=name, **more).training
         assert (found.beta, found.gamma, found.sft_weight) == (objective.beta, objective.gamma, objective.sft_weight)
-        assert contract(objective=name, beta=0.3, **more).training.beta == 0.3
+        if not objective.trains_reward_model:
+            assert contract(objective=name, beta=0.3, **more).training.beta == 0.3
     assert contract().training.objective == "dpo"
     assert contract(objective="simpo").training.reward_beta == 0.1
 
 
-@pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.takes_pairs])
+@pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.trainer == "dpo"])
 def test_trl_gets_the_loss(name: str, tmp_path: Any) -> None:
     arguments = make_arguments(contract(objective=name), tmp_path, use_cpu=True)
     losses = [arguments.loss_type] if isinstance(arguments.loss_type, str) else list(arguments.loss_type)
@@ -165,6 +166,11 @@ def test_trl_gets_the_loss(name: str, tmp_path: Any) -> None:
         ({"objective": "orpo", "label_smoothing": 0.1}, "training.label_smoothing: means nothing to objective orpo"),
         ({"loss_type": ["sigmoid", "hinge"], "loss_weights": [1.0]}, "training.loss_weights: 2 losses take 2 weights"),
         ({"loss_weights": [1.0, 2.0]}, "training.loss_weights: 1 losses take 1 weights, not 2"),
+        ({"objective": "reward", "beta": 0.1}, "training.beta: means nothing to a reward model"),
+        ({"objective": "reward", "sft_weight": 0.1}, "training.sft_weight: means nothing to a reward model"),
+        ({"objective": "reward", "rewards": [{"kind": "logp"}]}, "training.rewards: means nothing to a reward model"),
+        ({"objective": "reward", "reference": "copy"}, "training.reference: reward has no reference"),
+        ({"objective": "reward", "loss_type": "hinge"}, "training.loss_type: means nothing to objective reward"),
         ({"objective": "simop"}, "no objective is called 'simop'; did you mean simpo?"),
     ],
 )

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault
 from demeanor.objectives import OBJECTIVES
-from demeanor.promises import MEASURES, Behaviour, Limit, Promise
+from demeanor.promises import MEASURES, OF_REWARD_MODELS, OF_REWARD_MODELS_ONLY, Behaviour, Limit, Promise
 from demeanor.records import content_id
 from demeanor.reward_settings import RewardSettings
 from demeanor.sections import Section, Text
@@ -125,7 +125,11 @@ class Contract(Section):
         with_rule = [
             p for p in self.promises.values() if p.violating_openings or p.safe_openings or p.violating_patterns
         ]
-        if not training.beta and not OBJECTIVES[training.objective].online:
+        if OBJECTIVES[training.objective].trains_reward_model:
+            for name in ("beta", "sft_weight", "rewards"):
+                if getattr(training, name):
+                    raise fault("means nothing to a reward model: leave it out", "training", name)
+        elif not training.beta and not OBJECTIVES[training.objective].online:
             raise fault("input should be greater than 0, not 0", "training", "beta")
         if OBJECTIVES[training.objective].online:
             if training.sft_weight:
@@ -165,10 +169,24 @@ class Contract(Section):
             raise fault(
                 f"{len(losses)} losses take {len(losses)} weights, not {len(weights)}", "training", "loss_weights"
             )
+        self._check_limits()
         for name, behaviour in self.behaviours.items():
             if behaviour.kind == "transient" and "{" + name + "}" not in (self.system_prompt or ""):
                 raise fault(f"has no place in system_prompt: write {{{name}}} there", "behaviours", name)
         return self
+
+    def _check_limits(self) -> None:
+        """A limit that the trained model cannot answer is refused now, not failed after the training."""
+        answers = OBJECTIVES[self.training.objective].trains_reward_model
+        for section in ("behaviours", "collateral"):
+            for name, promise in getattr(self, section).items():
+                for place, limit in enumerate(promise.limits):
+                    if answers and limit.measure not in OF_REWARD_MODELS:
+                        raise fault(f"a reward model says nothing, so it cannot be held to {limit.measure}; only to "
+                                    f"{', '.join(OF_REWARD_MODELS)}", section, name, "limits", place)  # fmt: skip
+                    if not answers and limit.measure in OF_REWARD_MODELS_ONLY:
+                        raise fault(f"{limit.measure} is a reward model's; {self.training.objective} trains none",
+                                    section, name, "limits", place)  # fmt: skip
 
     @property
     def promises(self) -> dict[str, Promise]:
@@ -268,6 +286,8 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
     template = contract.chat_template
 
     def fix_reward(reward: RewardSettings) -> RewardSettings:
+        if reward.kind == "model":
+            return reward.model_copy(update={"path": str((root / Path(reward.path or "").expanduser()).resolve())})
         place, _, name = (reward.path or "").rpartition(":")
         return reward.model_copy(update={"path": f"{fix(place)}:{name}"}) if place.endswith(".py") else reward
 

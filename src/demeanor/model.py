@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import STARTER, Contract
 from demeanor.errors import ModelError, one_line
@@ -125,29 +125,66 @@ def load_model(source: ModelSource, contract: Contract, *, tuned: bool = True, t
     Raises:
         ModelError: it cannot be loaded.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
-    device = best_device()
-    if device.type == "cpu":
-        keep_freed_memory()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.base,
-            dtype=torch.float32 if device.type == "cpu" else "auto",
-            attn_implementation="sdpa" if trees else attention(contract, device),
-            trust_remote_code=contract.trust_remote_code,
-            use_safetensors=True,
-        )
+        model = AutoModelForCausalLM.from_pretrained(source.base, **_how_to_load(contract, trees))
         if source.adapter is not None and tuned:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
     except Exception as error:
         raise ModelError(f"cannot be loaded: {one_line(error, 200)}", where=str(source.base)) from None
+    return _named(model, source).to(best_device()).eval()
+
+
+def load_reward_model(source: ModelSource, contract: Contract, pad_token_id: int) -> PreTrainedModel:
+    """The model in evaluation mode with a linear head of one output, the reward, in place of the language-model head.
+
+    The head is random, drawn with `training.seed`, unless the model has one. The reward is read at the last token that
+    is no `pad_token_id`.
+
+    Raises:
+        ModelError: it cannot be loaded, or transformers has no such head for it.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+    try:
+        with torch.random.fork_rng(), suppress_seqcls_warning():
+            torch.manual_seed(contract.training.seed)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                source.base, num_labels=1, **_how_to_load(contract)
+            )
+    except Exception as error:
+        raise ModelError(f"cannot be loaded: {one_line(error, 200)}", where=str(source.base)) from None
+    model.config.get_text_config().pad_token_id = pad_token_id
+    # a reward in bfloat16 has two or three digits
+    model.score.float().register_forward_pre_hook(lambda head, given: (given[0].to(head.weight.dtype),))
+    return _named(model, source).to(best_device()).eval()
+
+
+def _how_to_load(contract: Contract, trees: bool = False) -> dict[str, Any]:
+    """Options of `from_pretrained`."""
+    import torch
+
+    device = best_device()
+    if device.type == "cpu":
+        keep_freed_memory()
+    return {
+        "dtype": torch.float32 if device.type == "cpu" else "auto",
+        "attn_implementation": "sdpa" if trees else attention(contract, device),
+        "trust_remote_code": contract.trust_remote_code,
+        "use_safetensors": True,
+    }
+
+
+def _named(model: Any, source: ModelSource) -> Any:
+    """An adapter names its base by this: the Hub id, not this machine's cache."""
     if source.commit is not None and source.adapter is None:
-        model.name_or_path = source.name  # an adapter names its base by this: the Hub id, not this machine's cache
-    return model.to(device).eval()
+        model.name_or_path = source.name
+    return model
 
 
 def end_of_turn_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -53,12 +53,17 @@ class Objective:
 
     @property
     def needs_reference(self) -> bool:
-        return self.loss is None
+        return self.loss is None and not self.trains_reward_model
 
     @property
     def takes_pairs(self) -> bool:
         """Else single replies, each labelled good or bad; a pair is two of them."""
-        return self.trainer == "dpo"
+        return self.trainer in ("dpo", "reward_model")
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """The result scores replies and says none: it is no policy."""
+        return self.trainer == "reward_model"
 
     @property
     def online(self) -> bool:
@@ -158,6 +163,13 @@ OBJECTIVES = {
         beta=0.04,
         learning_rate=4.0,
         trainer="rloo",
+    ),
+    "reward": Objective(
+        "-log s(R(x, w) - R(x, l)), R a linear head on the hidden state of the reply's last token",
+        "Bradley and Terry 1952; Ouyang et al. 2022, InstructGPT, eq. 1",
+        beta=0.0,
+        learning_rate=10.0,
+        trainer="reward_model",
     ),
     "hinge": Objective("max(0, 1 - beta d)", "Zhao et al. 2023, SLiC-HF; Liu et al. 2023, RSO", trl_loss="hinge"),
     "robust": Objective(

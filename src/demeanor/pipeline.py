@@ -16,7 +16,7 @@ from typing import Any
 from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
 from demeanor.measure import measure_model
-from demeanor.model import load_model
+from demeanor.model import load_model, load_reward_model
 from demeanor.objectives import OBJECTIVES
 from demeanor.plan import DEFAULT_BEHAVIOUR, Plan, prompt_inputs, read_inputs
 from demeanor.progress import Progress
@@ -26,7 +26,7 @@ from demeanor.release import merge_adapter
 from demeanor.report import write_report
 from demeanor.tokens import tokenize_pairs
 from demeanor.train import check_training, train_adapter
-from demeanor.train.rewards import function_digests
+from demeanor.train.rewards import function_digests, reward_model_digests
 from demeanor.workspace import Workspace, digest, file_sha256
 
 
@@ -69,7 +69,8 @@ def read_stage(plan: Plan, progress: Progress) -> None:
 def train_stage(plan: Plan, progress: Progress) -> None:
     """Train the adapter."""
     workspace, contract = plan.workspace, plan.contract
-    # a user's reward function may be mended in between: checkpoints stay good, a finished training does not
+    # a user's reward function may be mended in between: checkpoints stay good, a finished training does not; a reward
+    # model is not mended but another one
     inputs = stage_inputs("train", workspace, contract, plan.identity)
     key = digest({name: value for name, value in inputs.items() if name != "functions"})
 
@@ -103,6 +104,8 @@ def train_stage(plan: Plan, progress: Progress) -> None:
                     "rejected": logs.get("logps/rejected"),
                     "margin": logs.get("rewards/margins"),
                     "reward": logs.get("reward"),
+                    "accuracy": logs.get("accuracy"),  # these two of a reward model
+                    "reward margin": logs.get("margin"),
                     "alike": logs.get("frac_reward_zero_std"),
                 }
                 advance(0, **{name: f"{value:.3g}" for name, value in figures.items() if value is not None})
@@ -135,7 +138,7 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
     partial = workspace.partial(side, digest(stage_inputs(side, workspace, contract, plan.identity)))
 
     def work() -> None:
-        model = load_aligned(plan) if side == "after" else load_model(plan.source, contract, trees=True)
+        model = load_aligned(plan) if side == "after" else load_unaligned(plan)
         with progress.bar(f"measure {side}", len(plan.probes)) as advance:
             scores, replies = measure_model(
                 model, plan.tokenizer, plan.probes, contract, side, partial=partial, advance=advance, say=progress.say
@@ -183,6 +186,12 @@ def release_stage(plan: Plan, progress: Progress, dtype: str = "auto") -> dict[s
     """
     workspace = plan.workspace
     require(workspace, plan.contract, plan.identity, "read", "before", "train", "after", "prove")
+    if OBJECTIVES[plan.contract.training.objective].trains_reward_model:
+        raise InputError(
+            "a reward model is not released: it replies to nobody",
+            where=str(workspace),
+            remedy=f"use it in another run: training.rewards: [{{kind: model, path: {workspace}}}]",
+        )
     proven = bool(workspace.read_json(workspace.verdict)["passed"])
 
     def work() -> None:
@@ -210,6 +219,8 @@ def ask(
         `prompt`, `replies` {side: text}, `probabilities` [{what, unit (probability or nats), before, after}].
     """
     contract, messages = plan.contract, (Message("user", prompt),)
+    if OBJECTIVES[contract.training.objective].trains_reward_model:
+        raise InputError("a reward model replies to nobody", where=str(plan.workspace), remedy="ask a policy's run")
     if behaviour is not None and behaviour not in contract.promises:
         raise InputError(
             f"no behaviour {behaviour}", where="--behaviour", remedy=f"one of {', '.join(contract.promises)}"
@@ -228,7 +239,7 @@ def ask(
     scores: dict[str, list[Score]] = {}
     replies: dict[str, str] = {}
     for side in SIDES:
-        model = load_aligned(plan) if side == "after" else load_model(plan.source, contract, trees=True)
+        model = load_aligned(plan) if side == "after" else load_unaligned(plan)
         scores[side], sampled = measure_model(model, plan.tokenizer, probes, asked, side)
         replies[side] = sampled[0].text
         del model  # one model in memory at a time
@@ -255,12 +266,22 @@ _ASKED = {
 }
 
 
+def load_unaligned(plan: Plan) -> Any:
+    """The model before training; a reward model with a head that has learned nothing."""
+    if OBJECTIVES[plan.contract.training.objective].trains_reward_model:
+        return load_reward_model(plan.source, plan.contract, plan.tokenizer.inner.pad_token_id)
+    return load_model(plan.source, plan.contract, trees=True)
+
+
 def load_aligned(plan: Plan) -> Any:
     """The base model with the trained adapter on it, not merged."""
     from peft import PeftModel
 
     plan.workspace.check_outputs("train")
-    base = load_model(plan.source, plan.contract, tuned=False, trees=True)
+    if OBJECTIVES[plan.contract.training.objective].trains_reward_model:
+        base = load_unaligned(plan)
+    else:
+        base = load_model(plan.source, plan.contract, tuned=False, trees=True)
     return PeftModel.from_pretrained(base, plan.workspace.adapter).eval()
 
 
@@ -269,6 +290,7 @@ def stage_inputs(
 ) -> dict[str, Any]:
     """All that the result of a stage depends on."""
     settings, promises = contract.measurement, contract.promises
+    known = workspace.manifest()["stages"].get(name, {}).get("inputs", {})
     if name == "read":
         return read_inputs(workspace, contract, identity)
     if name == "train":
@@ -280,6 +302,8 @@ def stage_inputs(
             "samples": settings.max_new_tokens if OBJECTIVES[contract.training.objective].online else None,
             "prompt": prompt_inputs(contract),
         }
+        if OBJECTIVES[contract.training.objective].online:
+            own |= reward_model_digests(contract, known)
     elif name in SIDES:
         own = {
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
@@ -290,7 +314,10 @@ def stage_inputs(
             "max_length": contract.training.max_length,
             "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],
             "functions": function_digests(contract),
+            **reward_model_digests(contract, known),
         }
+        if OBJECTIVES[contract.training.objective].trains_reward_model:
+            own["head"] = contract.training.seed
     elif name == "prove":
         own = {
             "scores": workspace.outputs_digest(*SIDES),

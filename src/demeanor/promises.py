@@ -24,11 +24,18 @@ MEASURES = {
     "reply_tokens": "length of the sampled replies, tokens",
     "reward": "weighted sum of `training.rewards`, mean over the sampled replies",
     "reward_accuracy": "share of pairs whose implicit reward is higher for the safe (chosen) reply (of one "
-    "labelled alone: above or below 0, by its label); after only",
-    "validation_loss": "the DPO loss on the held-out pairs (a reply alone: against a reward of 0), nats; ln 2 before",
+    "labelled alone: above or below 0, by its label), after only; of a reward model by its own reward, before too",
+    "validation_loss": "the DPO loss on the held-out pairs (a reply alone: against a reward of 0), nats; ln 2 before; "
+    "of a reward model its own loss, before too",
+    "safe_reward": "reward of the safe reply, mean over the probe's safe ones; of a reward model only",
+    "violating_reward": "reward of the violating reply, mean over the probe's violating ones; of a reward model only",
     "length_accuracy": "what the better of 'the longer reply wins' and 'the shorter wins' reaches on the same pairs",
     "displaced_share": "share of pairs whose chosen reply became less likely although the margin grew; after only",
 }
+
+# What a reward model can be held to: it says nothing. The last two can be asked of nothing else.
+OF_REWARD_MODELS = ("reward_accuracy", "length_accuracy", "validation_loss", "safe_reward", "violating_reward")
+OF_REWARD_MODELS_ONLY = OF_REWARD_MODELS[-2:]
 
 
 class Limit(Section):

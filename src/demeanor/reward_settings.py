@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from demeanor.faults import fault
 
-_OWN = {"length": ("min", "max"), "format": ("pattern",), "function": ("path",)}  # the keys that only one kind has
+# the keys that only some kinds have
+_OWN = {"min": ("length",), "max": ("length",), "pattern": ("format",), "path": ("function", "model")}
 
 
 class RewardSettings(BaseModel):
@@ -17,23 +19,26 @@ class RewardSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    kind: Literal["judge", "logp", "length", "format", "function"] = Field(
+    kind: Literal["judge", "logp", "length", "format", "function", "model"] = Field(
         description="judge: the stated rule of the prompt's behaviour; logp: stays likely under the model before "
-        "training; length, format: of the reply; function: your own"
+        "training; length, format: of the reply; function: your own; model: a reward model that a run trained"
     )
-    name: str = Field("", description="in logs and messages; default: the kind, or the function's name")
+    name: str = Field("", description="in logs and messages; default: the kind, or the function's or run's name")
     weight: float = Field(1.0, description="the rewards are added up with these")
     min: int | None = Field(None, ge=1, description="length: tokens at least")
     max: int | None = Field(None, ge=1, description="length: tokens at most")
     pattern: str | None = Field(None, description="format: a regular expression that the whole reply must match")
-    path: str | None = Field(None, description="function: package.module:function or file.py:function")
+    path: str | None = Field(
+        None,
+        description="function: package.module:function or file.py:function; model: the run folder of a finished run "
+        "with objective reward",
+    )
 
     @model_validator(mode="after")
     def _by_kind(self) -> RewardSettings:
-        for kind, names in _OWN.items():
-            for name in names:
-                if kind != self.kind and getattr(self, name) is not None:
-                    raise fault(f"belongs to the reward {kind}", name)
+        for name, kinds in _OWN.items():
+            if self.kind not in kinds and getattr(self, name) is not None:
+                raise fault(f"belongs to the reward {' or '.join(kinds)}", name)
         if self.kind == "length" and self.min is None and self.max is None:
             raise fault("the reward length needs min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
@@ -47,12 +52,14 @@ class RewardSettings(BaseModel):
                 raise fault(f"{self.pattern!r} is no regular expression: {error}", "pattern") from None
         if self.kind == "function" and not re.fullmatch(r".+:[^\W\d]\w*", self.path or ""):
             raise fault("the reward function needs a path: package.module:function or file.py:function")
+        if self.kind == "model" and not self.path:
+            raise fault("the reward model needs a path: the run folder of a finished run with objective reward")
         return self
 
     @property
     def title(self) -> str:
         """Its name, never empty."""
-        return self.name or (self.path or "").rpartition(":")[2] or self.kind
+        return self.name or Path((self.path or "").rpartition(":")[2]).name or self.kind
 
 
 def check_names(rewards: tuple[RewardSettings, ...]) -> None:

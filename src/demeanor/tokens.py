@@ -141,6 +141,12 @@ class Tokenizer:
             raise Refused(f"the chat template refuses it: {one_line(error, 120)}") from None
         return list(self.inner(text, add_special_tokens=False)["input_ids"])
 
+    def without_special(self, text: str) -> str:
+        """`text` without what spells a special token."""
+        for token in self._special:
+            text = text.replace(token, "")
+        return text
+
     def _check(self, text: str) -> None:
         for token in self._special:
             if token in text:

@@ -14,12 +14,15 @@ from demeanor.sections import Lenient, Text
 _OF_A_REFERENCE = {"f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "sync_ref_model"}
 _OF_PAIRS = _OF_A_REFERENCE - {"sync_ref_model"} | {"loss_weights", "discopop_tau", "label_smoothing", "sft_weight"}
 SORTING_LOSSES = {"aot", "aot_unpaired"}  # they compare pairs of a batch with each other
+_OF_POLICIES = {"beta", "gamma", "reference", "rewards", "loss_type"}
 _OF_LABELS = {"desirable_weight", "undesirable_weight"}
 
 
 def unknown_to(name: str) -> set[str]:
     """The keys of `training` that other objectives know and this one does not."""
     objective = OBJECTIVES[name]
+    if objective.trains_reward_model:
+        return {*_OF_PAIRS, *_OF_LABELS, *_OF_POLICIES}
     if not objective.takes_pairs:
         return _OF_PAIRS
     options = _OF_LABELS if name == "dpo" else {*_OF_LABELS, "loss_type", "loss_weights"}
@@ -48,8 +51,8 @@ class Training(Lenient):
 
     objective: str = Field(
         "dpo",
-        description="what is minimised: dpo, ipo, simpo, cpo, orpo, kto, grpo, rloo, or one of TRL's DPO losses by its "
-        "name; several of these by `loss_type` and `loss_weights` under dpo",
+        description="what is minimised: dpo, ipo, simpo, cpo, orpo, kto, grpo, rloo, reward (a reward model), or one "
+        "of TRL's DPO losses by its name; several of these by `loss_type` and `loss_weights` under dpo",
     )
     engine: Literal["tree", "padded"] = Field(
         "tree", description="tree: what pairs share is computed once; padded: TRL's own batches"

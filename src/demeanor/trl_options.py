@@ -52,6 +52,7 @@ CONFIGS = {
     "kto": "KTOConfig",
     "grpo": "GRPOConfig",
     "rloo": "RLOOConfig",
+    "reward_model": "RewardConfig",
 }  # of TRL, by the file of `train/`
 # TRL 1.16 names them only where it computes them
 LOSSES = {
@@ -62,6 +63,7 @@ LOSSES = {
     "kto": ("kto", "apo_zero_unpaired"),
     "grpo": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
     "rloo": (),
+    "reward_model": (),
 }  # fmt: skip
 
 

@@ -107,15 +107,17 @@ def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
         num = max(c.after.n for c in own.values())
         name = escape(behaviour) + ("\n(must not get worse)" if behaviour in collateral else "")
         table.add_row(name, str(num), _cell(bad), _cell(good), _cell(own.get("violating_sampled_rate")))
-    console.print(table)
+    if any(c.measure in _IN_TABLE for c in verdict.comparisons):  # a reward model has nothing to show there
+        console.print(table)
     told = {c.behaviour for c in verdict.comparisons if c.measure.endswith("opening_mass")}
     general = [c for c in verdict.comparisons if c.measure in _ON_PAIRS and c.behaviour not in told]
     for c in general:
         interval = f" [{c.after.low:.3f}, {c.after.high:.3f}]" if c.after.low is not None else ""
-        beside = " (ln 2 = 0.693 before training)" if c.measure == "validation_loss" else ""
-        console.print(
-            f"{c.behaviour}: {c.measure.replace('_', ' ')} {c.after.value:.3f}{interval}{beside}", markup=False
-        )
+        measured = c.before.value is not None and c.before.low != c.before.high  # ln 2 is a constant
+        before = f"{c.before.value:.3f} → " if measured else ""
+        beside = " (ln 2 = 0.693 before training)" if c.measure == "validation_loss" and not before else ""
+        name = c.measure.replace("_", " ")
+        console.print(f"{c.behaviour}: {name} {before}{c.after.value:.3f}{interval}{beside}", markup=False)
     for c in (c for c in verdict.comparisons if c.measure == "reward" and c.difference.value is not None):
         ends = f" [{c.difference.low:+.3f}, {c.difference.high:+.3f}]" if c.difference.low is not None else ""
         console.print(
@@ -132,6 +134,13 @@ def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
     )
 
 
+_IN_TABLE = (
+    "violating_opening_mass",
+    "violating_choice_probability",
+    "safe_opening_mass",
+    "safe_logp_per_token",
+    "violating_sampled_rate",
+)
 _ON_PAIRS = ("reward_accuracy", "length_accuracy", "validation_loss")
 
 

@@ -15,6 +15,7 @@ from demeanor.compare.choose import RULE, Choice, choose
 from demeanor.compare.results import RunResult, Usage, damages_of, proofs_of
 from demeanor.contract import Contract
 from demeanor.errors import InputError, one_line
+from demeanor.objectives import OBJECTIVES
 from demeanor.pipeline import require
 from demeanor.plan import prompt_inputs, recorded_identity
 from demeanor.records import Record, Verdict
@@ -140,6 +141,9 @@ def what_is_shared(contract: Contract, identity: dict[str, str], pairs: str, pro
         "the model": identity["model"],
         "the chat template": identity["template"],
         "the version of Demeanor": identity["demeanor"],
+        "what is trained": "a reward model"
+        if OBJECTIVES[contract.training.objective].trains_reward_model
+        else "a policy",
         "the training pairs": pairs,
         "the probes": probes,
         "the system prompt and its transient values": digest(prompt_inputs(contract)),
@@ -155,7 +159,8 @@ def check_shared(names: Sequence[str], shared: Sequence[dict[str, Any]]) -> None
     for name, own in zip(names[1:], shared[1:], strict=True):
         differing = [key for key, value in own.items() if value != shared[0][key]]
         if differing:
-            told = [f"{k} ({own[k]}, not {shared[0][k]})" if k.startswith("measurement.") else k for k in differing]
+            shown = ("measurement.", "what is trained")
+            told = [f"{k} ({own[k]}, not {shared[0][k]})" if k.startswith(shown) else k for k in differing]
             raise InputError(
                 f"cannot be compared with {names[0]}: it differs in {', '.join(told)}",
                 where=name,
@@ -183,7 +188,8 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _usages(trainings: Iterable[dict[str, Any]]) -> list[Usage]:
-    """What each training took; every run that precomputes the reference is charged with the longest that one took."""
+    """What each training took; every run that precomputes the reference is charged with the longest that one took, and
+    every run with the training of the reward models that it needs."""
     trainings = list(trainings)
     stored = [one for one in trainings if one.get("reference") == "precomputed"]
     longest = max((one.get("reference_seconds") or 0.0 for one in stored), default=0.0)
@@ -194,7 +200,8 @@ def _usages(trainings: Iterable[dict[str, Any]]) -> list[Usage]:
             Usage(
                 training_seconds=one.get("seconds"),
                 reference_seconds=one.get("reference_seconds"),
-                charged_seconds=longest if one in stored else 0.0,
+                charged_seconds=(longest if one in stored else 0.0) + (one.get("reward_model_seconds") or 0.0),
+                reward_model_seconds=one.get("reward_model_seconds"),
                 peak_bytes=one.get("peak_bytes"),
                 device=device.get("kind"),
                 name=device.get("name"),
@@ -214,7 +221,11 @@ def _notes(spaces: Sequence[Workspace], usages: Sequence[Usage]) -> list[str]:
     differing = [name for name in names if len({own.get(name) for own in versions}) > 1]
     if differing:
         notes.append(f"The runs were trained with different versions of {', '.join(differing)}.")
-    spent = [usage.reference_seconds or 0.0 for usage in usages if usage.charged_seconds]
+    spent = [
+        usage.reference_seconds or 0.0
+        for usage in usages
+        if usage.charged_seconds > (usage.reward_model_seconds or 0.0)
+    ]
     if spent and min(spent) < max(spent):
         notes.append(
             "The reference is computed once and kept for later runs; every run that needs one is charged with the "

@@ -30,7 +30,12 @@ class Choice(Record):
 
 
 def choose(runs: Sequence[RunResult]) -> Choice:
-    """Apply RULE."""
+    """Apply RULE. Reward models are told by their accuracy alone, to which it does not apply."""
+    accuracies = {run.name: value for run in runs if (value := _accuracy(run)) is not None}
+    if accuracies:
+        highest = max(accuracies, key=lambda name: accuracies[name])
+        told = f"the highest held-out accuracy is that of {highest}, {percent(accuracies[highest])}"
+        return Choice(None, (), f"No run is recommended: reward models are no policies; {told}.")
     passed = [run for run in runs if run.passed]
     if not passed:
         if not any(run.num_limits for run in runs):
@@ -87,12 +92,20 @@ _SHORT = {
     "violating_opening_mass": "bad reply",
     "violating_sampled_rate": "bad reply when sampled",
     "violating_choice_probability": "bad reply of the given ones",
+    "reward_accuracy": "winning reply preferred",
     "safe_opening_mass": "good reply",
     "safe_sampled_rate": "good reply when sampled",
     "safe_logp_per_token": "good reply per token",
     "violating_logp_per_token": "bad reply per token",
     "invalid_sampled_rate": "empty or garbled replies",
 }
+
+
+def _accuracy(run: RunResult) -> float | None:
+    """Of a reward model, over the held-out pairs of all behaviours; None of a policy."""
+    own = [p.good.after for p in run.proofs if p.good is not None and p.good.measure == "reward_accuracy"]
+    known = [(estimate.value, estimate.n) for estimate in own if estimate.value is not None]
+    return sum(value * n for value, n in known) / sum(n for _, n in known) if known else None
 
 
 def _used(run: RunResult) -> tuple[float, float, float]:

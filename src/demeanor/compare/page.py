@@ -103,7 +103,7 @@ def view_of(compared: RunsCompared) -> View:
 
 def _row(run: RunResult, compared: RunsCompared) -> RunView:
     usage, worst, money = run.usage, run.worst_damage, compared.money(run)
-    reference = usage.reference_seconds
+    besides = ("reference", usage.reference_seconds), ("reward model", usage.reward_model_seconds)
     hours = usage.hours
     return RunView(
         name=run.name,
@@ -114,7 +114,7 @@ def _row(run: RunResult, compared: RunsCompared) -> RunView:
         proofs=[_proof(proof) for proof in run.proofs],
         damages=[_damage(damage, damage is worst) for damage in run.damages],
         training=NOT_MEASURED if usage.training_seconds is None else seconds(usage.training_seconds),
-        reference="" if not reference else f"reference {seconds(reference)}",
+        reference=", ".join(f"{name} {seconds(spent)}" for name, spent in besides if spent),
         memory=NOT_MEASURED if usage.peak_bytes is None else gib(usage.peak_bytes).replace(" ", SPACE),
         cost=NOT_MEASURED if hours is None else f"{_two_digits(hours)} {usage.hours_of}",
         money="" if money is None else f"price {_two_digits(money)}",

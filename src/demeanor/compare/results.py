@@ -11,7 +11,8 @@ from demeanor.contract import Contract, Limit
 from demeanor.records import Comparison, Estimate, Record, Verdict
 from demeanor.report.words import AFTER_ONLY, BAD_MEASURES, parse_rule, unit
 
-GOOD_MEASURES = ("safe_opening_mass", "safe_logp_per_token", "safe_sampled_rate")  # the first that a behaviour has
+# the first that a behaviour has; the last of a reward model alone, which has one before training
+GOOD_MEASURES = ("safe_opening_mass", "safe_logp_per_token", "safe_sampled_rate", "reward_accuracy")
 # A change for the worse that counts as all that is allowed where the contract states no such bound, by unit.
 ALLOWED = {"probability": 0.05, "nats": 0.5}
 
@@ -44,8 +45,9 @@ class Damage(Record):
 class Usage(Record):
     """What the training took; None where it was not measured.
 
-    `reference_seconds` is what this run spent on the reference, `charged_seconds` what a run that finds none would have
-    spent: the most that any of the compared runs did, 0 without a reference or where the training has it inside.
+    `reference_seconds` is what this run spent on the reference, `reward_model_seconds` what the training of its reward
+    models took. `charged_seconds` is what a run that finds neither would have spent on both: for the reference the most
+    that any of the compared runs did, 0 without one or where the training has it inside.
     `peak_bytes` is above the process's memory before the model was loaded. `hours` are those of a core or accelerator.
     """
 
@@ -56,6 +58,7 @@ class Usage(Record):
     device: str | None
     name: str | None
     count: int | None
+    reward_model_seconds: float | None = None
 
     @property
     def hours(self) -> float | None:
@@ -155,5 +158,9 @@ def _room(limit: Limit, before: float | None) -> tuple[int, float] | None:
 
 
 def _first(verdict: Verdict, behaviour: str, measures: Collection[str]) -> Comparison | None:
-    own = {c.measure: c for c in verdict.comparisons if c.behaviour == behaviour}
+    own = {
+        c.measure: c
+        for c in verdict.comparisons
+        if c.behaviour == behaviour and not (c.measure in AFTER_ONLY and c.before.value is None)
+    }
     return next((own[measure] for measure in measures if measure in own), None)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import Contract, Promise
+from demeanor.objectives import OBJECTIVES
 from demeanor.records import Probe, Reply, Score, content_id
 from demeanor.tokens import Tokenizer
+from demeanor.train.reward_run import RewardModel
 from demeanor.train.rewards import Rewards, Sample
 
 if TYPE_CHECKING:
     from demeanor.measure.likelihood import Scorer
 
 __all__ = ["measure_model"]
+
+Measure = Callable[[list[Probe], int], tuple[list[Score], list[Reply]]]  # of a chunk, and where it starts
 
 
 def measure_model(
@@ -33,20 +38,20 @@ def measure_model(
     """Measure all probes, in chunks that are kept in `partial`, so that a killed run goes on after its last chunk.
 
     Args:
-        model: a causal language model (a PEFT model with its adapter on, for `after`).
+        model: a causal language model (a PEFT model with its adapter on, for `after`), or under objective reward one
+            with a head of one output, which is asked for its rewards of the probes' replies and for nothing else.
         probes: in a fixed order; each chunk has its own seed, so that a chunk's numbers depend on it alone.
         side: before or after.
         partial: a JSON-lines file of finished chunks; only a chunk of the same probes and settings is taken from it.
         advance: called with the number of probes done.
         say: called with one line when something was done otherwise than asked.
     """
-    from demeanor.measure.likelihood import Scorer
-
     settings = contract.measurement
     done = _read_partial(partial)
-    scorer = Scorer(model)
-    rewards = _rewards(model, scorer, contract)
-    sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
+    if OBJECTIVES[contract.training.objective].trains_reward_model:
+        measure = _by_reward_model(RewardModel(model, tokenizer, contract), side)
+    else:
+        measure = _of_policy(model, tokenizer, probes, contract, side, say)
     scores: list[Score] = []
     replies: list[Reply] = []
     for start in range(0, len(probes), settings.batch_size):
@@ -56,14 +61,54 @@ def measure_model(
             scores += [Score.from_json(item) for item in done[key]["scores"]]
             replies += [Reply.from_json(item) for item in done[key]["replies"]]
         else:
-            new_replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards)
-            new_scores = _score(scorer, tokenizer, chunk, contract, side, new_replies)
+            new_scores, new_replies = measure(chunk, start)
             scores, replies = scores + new_scores, replies + new_replies
             _append_partial(partial, key, new_scores, new_replies)
-            if start == 0 and not scorer.uses_trees:
-                say(f"probes are scored one sequence at a time: {scorer.padded_because}")
         advance(len(chunk))
     return scores, replies
+
+
+def _of_policy(
+    model: Any, tokenizer: Tokenizer, probes: list[Probe], contract: Contract, side: str, say: Callable[[str], None]
+) -> Measure:
+    """Likelihoods and sampled replies."""
+    from demeanor.measure.likelihood import Scorer
+
+    settings, scorer = contract.measurement, Scorer(model)
+    rewards = _rewards(model, scorer, contract)
+    sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
+
+    def measure(chunk: list[Probe], start: int) -> tuple[list[Score], list[Reply]]:
+        replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards)
+        scores = _score(scorer, tokenizer, chunk, contract, side, replies)
+        if start == 0 and not scorer.uses_trees:
+            say(f"probes are scored one sequence at a time: {scorer.padded_because}")
+        return scores, replies
+
+    return measure
+
+
+def _by_reward_model(rewarder: RewardModel, side: str) -> Measure:
+    """The rewards of the probes' replies, and how often, and by how much, the safe one's is higher."""
+
+    def measure(chunk: list[Probe], start: int) -> tuple[list[Score], list[Reply]]:
+        rewards = iter(rewarder.of([(p.prompt, text) for p in chunk for text in p.violating + p.safe]))
+        scores = []
+        for probe in chunk:
+            violating, safe = ([next(rewards) for _ in texts] for texts in (probe.violating, probe.safe))
+            margins = [good - bad for good in safe for bad in violating]
+            values = {
+                "violating_reward": _mean(violating),
+                "safe_reward": _mean(safe),
+                "reward_accuracy": _mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]),
+                "validation_loss": _mean([math.log1p(math.exp(-abs(m))) + max(-m, 0.0) for m in margins]),
+                "violating_tokens": _mean([rewarder.num_tokens(probe.prompt, text) for text in probe.violating]),
+                "safe_tokens": _mean([rewarder.num_tokens(probe.prompt, text) for text in probe.safe]),
+            }
+            scores.append(Score(probe.id, probe.behaviour, side, probe.attack, values))
+        return scores, []
+
+    return measure
 
 
 def _score(
@@ -87,8 +132,6 @@ def _score(
 
 
 def _likelihoods(probe: Probe, logps: list[list[float]], num_bad: int, num_good: int) -> dict[str, float | None]:
-    import math
-
     from demeanor.measure.likelihood import choice_probability
 
     num_violating, num_replies = len(probe.violating), len(probe.violating) + len(probe.safe)
@@ -96,22 +139,23 @@ def _likelihoods(probe: Probe, logps: list[list[float]], num_bad: int, num_good:
     bad = [math.exp(sum(path)) for path in logps[num_replies : num_replies + num_bad]]
     good = [math.exp(sum(path)) for path in logps[num_replies + num_bad :]]
 
-    def mean(values: list[float]) -> float | None:
-        return sum(values) / len(values) if values else None
-
     totals_violating, totals_safe = [sum(path) for path in violating], [sum(path) for path in safe]
     both = bool(violating and safe)
     return {
-        "violating_logp": mean(totals_violating),
-        "safe_logp": mean(totals_safe),
-        "violating_logp_per_token": mean([sum(path) / len(path) for path in violating]),
-        "safe_logp_per_token": mean([sum(path) / len(path) for path in safe]),
+        "violating_logp": _mean(totals_violating),
+        "safe_logp": _mean(totals_safe),
+        "violating_logp_per_token": _mean([sum(path) / len(path) for path in violating]),
+        "safe_logp_per_token": _mean([sum(path) / len(path) for path in safe]),
         "violating_choice_probability": choice_probability(totals_violating, totals_safe) if both else None,
         "violating_opening_mass": sum(bad) if num_bad else None,
         "safe_opening_mass": sum(good) if num_good else None,
-        "violating_tokens": mean([float(len(path)) for path in violating]),
-        "safe_tokens": mean([float(len(path)) for path in safe]),
+        "violating_tokens": _mean([float(len(path)) for path in violating]),
+        "safe_tokens": _mean([float(len(path)) for path in safe]),
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _rates(replies: list[Reply]) -> dict[str, float | None]:
@@ -119,15 +163,11 @@ def _rates(replies: list[Reply]) -> dict[str, float | None]:
         judged = [reply.judgement for reply in replies if reply.judgement is not None]
         return judged.count(judgement) / len(judged) if judged else None
 
-    def mean(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else None
-
     return {
         "violating_sampled_rate": rate("violating"),
         "safe_sampled_rate": rate("safe"),
         "invalid_sampled_rate": rate("invalid"),
-        "reward": mean([reply.reward for reply in replies]),
+        "reward": _mean([reply.reward for reply in replies if reply.reward is not None]),
         "reply_tokens": sum(reply.num_tokens for reply in replies) / len(replies) if replies else None,
     }
 

@@ -61,14 +61,14 @@ def joint_values(before: Score, after: Score, beta: float) -> dict[str, float | 
             ("violating", violating_tokens, safe_tokens is None),
         )
     )
+    length = None if violating_tokens is None or safe_tokens is None else _share_above(safe_tokens, violating_tokens)
     if gain_safe is None or gain_violating is None:
-        return dict.fromkeys(_JOINT)
+        # a reward model's own figures of the pair do without likelihoods
+        return {**dict.fromkeys(_JOINT), "length_accuracy": length if "reward_accuracy" in after.values else None}
     margin = beta * (gain_safe - gain_violating)
     return {
         "reward_accuracy": _share_above(margin, 0.0),
-        "length_accuracy": (
-            None if violating_tokens is None or safe_tokens is None else _share_above(safe_tokens, violating_tokens)
-        ),
+        "length_accuracy": length,
         "validation_loss": math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0),
         "displaced_share": None
         if (safe_tokens is None) != (violating_tokens is None)

@@ -156,7 +156,7 @@ def _plot(name: str, own: list[Comparison], verdict: Verdict) -> Markup | None:
         rule = parse_rule(limit.rule)
         if limit.behaviour == name and rule is not None and not rule[0]:
             bounds[limit.measure] = rule[2]
-    found = {c.measure: c for c in own if c.measure in PLOTTED}
+    found = {c.measure: c for c in own if c.measure in PLOTTED and not _after_only(c)}
     rows = [
         Row(label, found[measure].before, found[measure].after, bounds.get(measure))
         for measure, label in PLOTTED.items()
@@ -194,9 +194,13 @@ def _attacks(
     return measure, plot_rows(rows, f"{name}, by attack") if rows else None
 
 
+def _after_only(comparison: Comparison) -> bool:
+    return comparison.measure in AFTER_ONLY and comparison.before.value is None
+
+
 def _measure(comparison: Comparison) -> MeasureView:
     measure = comparison.measure
-    joint = measure in AFTER_ONLY
+    joint = _after_only(comparison)
     return MeasureView(
         measure=measure_words(measure),
         measure_id=measure,

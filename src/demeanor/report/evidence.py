@@ -90,6 +90,8 @@ def _honest(accuracy: Estimate, length: Estimate | None, loss: Estimate | None) 
 
 def displacement_words(comparisons: Sequence[Comparison], collateral: Collection[str]) -> str:
     """Did the good (chosen) replies of the trained behaviours become less likely?"""
+    if any(c.measure == "safe_reward" for c in comparisons):
+        return "Not asked: a reward model replies to nobody."
     trained = [c for c in comparisons if c.behaviour not in collateral]
     gains = [c for c in trained if c.measure == "safe_logp" and c.difference.value is not None]
     mean = _pooled([c.difference for c in gains])

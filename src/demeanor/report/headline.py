@@ -20,6 +20,9 @@ def headline(verdict: Verdict, collateral: Collection[str]) -> str:
         end = f"{num_failed} of {plural(len(limits), 'limit')} {'does' if num_failed == 1 else 'do'} not hold"
     else:
         end = {1: "the one limit holds", 2: "both limits hold"}.get(len(limits), f"all {len(limits)} limits hold")
+    told = _reward_model(verdict)
+    if told is not None:
+        return f"{told}; {end}."
     found = _bad_reply(verdict, collateral)
     if found is None:
         return end[0].upper() + end[1:] + "; how likely a bad reply is was not measured."
@@ -46,6 +49,27 @@ def headline(verdict: Verdict, collateral: Collection[str]) -> str:
     counts = {"fell": len(falls), "rose": len(rises)}
     sides = " and ".join(f"{verb} beyond chance in {count}" for verb, count in counts.items() if count)
     return f"{what} went {moved}{where} (it {sides} of {len(parts)} behaviours){joint}{end}."
+
+
+def _reward_model(verdict: Verdict) -> str | None:
+    """What the reward model prefers, beside what length alone reaches; None when the run trained none."""
+    own = [c for c in verdict.comparisons if c.measure == "reward_accuracy" and c.before.value is not None]
+    if not own:
+        return None
+    names = {c.behaviour for c in own}
+    lengths = [c for c in verdict.comparisons if c.measure == "length_accuracy" and c.behaviour in names]
+    total = sum(c.after.n for c in own)
+    before, after = (sum((getattr(c, side).value or 0.0) * c.after.n for c in own) / total for side in SIDES)
+    text = (
+        f"The reward model prefers the winning reply of {percent(after)} of {plural(total, 'held-out pair')} "
+        f"({percent(before)} before training"
+    )
+    known = [(c.after.value, c.after.n) for c in lengths if c.after.value is not None]
+    if known:
+        text += (
+            f"; the better rule about length alone {percent(sum(v * n for v, n in known) / sum(n for _, n in known))}"
+        )
+    return text + ")"
 
 
 def _apart(one: float, other: float) -> tuple[str, str]:

@@ -182,7 +182,7 @@ def _limit_view(limit: LimitResult) -> LimitView:
     after = Estimate(limit.after, limit.after_low, limit.after_high, limit.n, limit.unscored)
     difference = Estimate(limit.difference, limit.low, limit.high, limit.n, limit.unscored)
     rule = words.parse_rule(limit.rule)
-    joint = measure in words.AFTER_ONLY and limit.after is not None
+    joint = measure in words.AFTER_ONLY and limit.before is None and limit.after is not None
     return LimitView(
         behaviour=limit.behaviour,
         measure=measure_words(measure),
@@ -213,6 +213,13 @@ def _curves(run: Run) -> tuple[list[CurveView], str]:
         ("Log-probability of the training replies, nats", ("logps/chosen", "logps/rejected"), None),
         ("Reward margin of chosen over rejected, nats", ("rewards/margins",), 0.0),
     )
+    if any("mean_reward" in row for row in log):  # of a reward model
+        panels = (
+            panels[0],
+            ("Accuracy on the training pairs", ("accuracy",), 0.5),
+            ("Reward margin of chosen over rejected", ("margin",), 0.0),
+            ("Mean reward of the training replies", ("mean_reward",), None),
+        )
     if any("frac_reward_zero_std" in row for row in log):  # replies were sampled
         panels = (
             ("Reward of the sampled replies", ("reward",), None),
@@ -228,7 +235,7 @@ def _curves(run: Run) -> tuple[list[CurveView], str]:
             continue
         widest = max(widest, *(size for _, size in thinned.values()))
         lines = [Curve(line, dashed=key.endswith("rejected")) for key, (line, _) in thinned.items()]
-        shares = keys in (("rewards/accuracies",), ("frac_reward_zero_std",))
+        shares = keys in (("rewards/accuracies",), ("accuracy",), ("frac_reward_zero_std",))
         spell = percent if shares else lambda value: f"{value:.3g}".replace("-", words.MINUS)
         ends = {key: f"{spell(line[0][1])} → {spell(line[-1][1])}" for key, (line, _) in thinned.items()}
         note = "; ".join((f"{key.rpartition('/')[2]} " if len(keys) > 1 else "") + text for key, text in ends.items())

@@ -32,15 +32,18 @@ _MEASURES = {
     "invalid_sampled_rate": ("empty or garbled: share of the sampled replies", "probability"),
     "reply_tokens": ("length of the sampled replies", "tokens"),
     "reward": ("reward of the sampled replies", ""),
-    "reward_accuracy": ("held-out pairs whose good reply gained more than the bad one", "probability"),
-    "validation_loss": ("validation loss (DPO) on the held-out pairs", "nats"),
+    "reward_accuracy": ("held-out pairs whose good reply has the higher reward", "probability"),
+    "validation_loss": ("validation loss on the held-out pairs", "nats"),
+    "safe_reward": ("reward of the good reply", ""),
+    "violating_reward": ("reward of the bad reply", ""),
     "length_accuracy": ("what the better rule about length alone reaches", "probability"),
     "displaced_share": ("probes whose good reply became less likely although the margin grew", "probability"),
 }
-AFTER_ONLY = ("reward_accuracy", "length_accuracy", "displaced_share")  # they have no value before training
+# they have no value before training, but for a reward model's own accuracy
+AFTER_ONLY = ("reward_accuracy", "length_accuracy", "displaced_share")
 # what "the bad reply" is measured by: the first of these that a behaviour has
 BAD_MEASURES = ("violating_opening_mass", "violating_sampled_rate", "violating_choice_probability")
-# the probabilities that are plotted, in this order, in words short enough for a plot's row
+# the probabilities that are plotted where both sides have them, in this order, in words short enough for a plot's row
 PLOTTED = {
     "violating_opening_mass": "begins with a bad opening",
     "violating_sampled_rate": "bad reply, when sampled",
@@ -48,6 +51,7 @@ PLOTTED = {
     "safe_opening_mass": "begins with a good opening",
     "safe_sampled_rate": "good reply, when sampled",
     "invalid_sampled_rate": "empty or garbled, when sampled",
+    "reward_accuracy": "winning reply preferred, of the pair",
 }
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\uffff"

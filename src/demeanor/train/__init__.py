@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, ModelError, StageError, one_line
-from demeanor.model import ModelSource, load_model
+from demeanor.model import ModelSource, load_model, load_reward_model
 from demeanor.objectives import OBJECTIVES
 from demeanor.tokens import TokenizedPair
 
@@ -75,7 +75,11 @@ def train_adapter(
     disable_progress_bar()
     peak = PeakMemory()
     settings = contract.training
-    base = load_model(source, contract, tuned=False)
+    family, objective = _family(contract), OBJECTIVES[settings.objective]
+    if objective.trains_reward_model:
+        base: Any = load_reward_model(source, contract, tokenizer.pad_token_id)
+    else:
+        base = load_model(source, contract, tuned=False)
     policy, config = base, None
     if source.adapter is None:
         config = adapter.lora_config(source, base, contract)
@@ -85,7 +89,6 @@ def train_adapter(
         policy = PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
         say(f"training goes on with the adapter in {source.name}; its own rank and layers are used, not lora_r")
     bf16 = settings.bf16 if settings.bf16 is not None else not settings.trl_options.get("fp16") and wants_bf16(base)
-    family, objective = _family(contract), OBJECTIVES[settings.objective]
     if objective.online:
         at_a_time = sampled_at_a_time(pairs, family.make_arguments(contract, checkpoints, bf16=bf16, use_cpu=True))
     else:
@@ -97,6 +100,7 @@ def train_adapter(
         copy=settings.reference == "copy",
         trees=settings.engine == "tree",
         bf16=bf16,
+        vocabulary=not objective.trains_reward_model,
     )
     checkpointing = settings.gradient_checkpointing
     if checkpointing is None:
@@ -177,6 +181,7 @@ def train_adapter(
     if not all(bool(p.isfinite().all()) for p in policy.parameters() if p.requires_grad):
         raise StageError("the adapter's weights are no longer finite; a smaller learning_rate helps")
     more = {} if not objective.online else _of_groups(state.log_history, settings.objective, trainer, say)
+    more |= {"reward_model_seconds": round(spent, 2)} if (spent := _on_reward_models(contract)) else {}
     policy.save_pretrained(out, selected_adapters=["default"])
     tokenizer.save_pretrained(out)
     return {
@@ -198,6 +203,15 @@ def train_adapter(
         "seconds": round(mark.seconds(), 2),
         "log": [{name: _finite(value) for name, value in entry.items()} for entry in state.log_history],
     }
+
+
+def _on_reward_models(contract: Contract) -> float:
+    """Seconds that the training of the reward models took that this training needs."""
+    if not OBJECTIVES[contract.training.objective].online:
+        return 0.0
+    from demeanor.train.rewards import reward_runs
+
+    return sum(run.seconds for run in reward_runs(contract).values())
 
 
 def _family(contract: Contract) -> Any:
@@ -251,12 +265,19 @@ def check_training(source: ModelSource, contract: Contract) -> None:
     import tempfile
 
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from demeanor.train import adapter
     from demeanor.train.rewards import Rewards
 
     Rewards(contract)
+    scored = OBJECTIVES[contract.training.objective].trains_reward_model
+    if scored and source.adapter is not None:
+        raise InputError(
+            "a reward model cannot be trained on a model that has an adapter already",
+            where=source.name,
+            remedy="release its run first, and train on the merged model",
+        )
     if source.adapter is not None and any(reward.kind == "logp" for reward in contract.rewards):
         raise InputError(
             "the reward logp needs the model before training, and this one has an adapter already",
@@ -268,10 +289,14 @@ def check_training(source: ModelSource, contract: Contract) -> None:
     if source.adapter is None:
         try:
             config = AutoConfig.from_pretrained(source.base, trust_remote_code=contract.trust_remote_code)
+            kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
             with torch.device("meta"):
-                skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=contract.trust_remote_code)
+                skeleton = kind.from_config(config, trust_remote_code=contract.trust_remote_code)
         except Exception as error:
-            raise ModelError(f"cannot be built: {one_line(error, 200)}", where=str(source.base)) from None
+            what = "cannot be built" + (" with a reward head" if scored else "")
+            raise ModelError(f"{what}: {one_line(error, 200)}", where=str(source.base)) from None
+        if scored and not isinstance(getattr(skeleton, "score", None), torch.nn.Linear):
+            raise ModelError("its head in transformers is no linear layer `score`", where=str(source.base))
         adapter.lora_config(source, skeleton, contract)
 
 

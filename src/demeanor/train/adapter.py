@@ -9,6 +9,7 @@ from peft import LoraConfig
 from demeanor.contract import Contract
 from demeanor.errors import ModelError
 from demeanor.model import ModelSource
+from demeanor.objectives import OBJECTIVES
 
 
 def lora_config(source: ModelSource, base: Any, contract: Contract) -> LoraConfig:
@@ -33,7 +34,8 @@ def lora_config(source: ModelSource, base: Any, contract: Contract) -> LoraConfi
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
+        # with SEQ_CLS PEFT trains and saves the head `score` whole, beside the adapter
+        task_type="SEQ_CLS" if OBJECTIVES[settings.objective].trains_reward_model else "CAUSAL_LM",
         revision=source.commit,
         fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in layers.values()),
     )

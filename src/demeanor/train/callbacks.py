@@ -109,7 +109,7 @@ class Watch(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if not logs or not {"rewards/chosen", "reward"} & logs.keys():
+        if not logs or not {"rewards/chosen", "reward", "margin"} & logs.keys():
             return
         self.report(logs)
         if "rewards/chosen" not in logs:

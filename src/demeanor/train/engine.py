@@ -1,4 +1,4 @@
-"""The engine: token log-probabilities of a padded batch, computed on prefix trees.
+"""The engine: token log-probabilities, or rewards, of a padded batch, computed on prefix trees.
 
 A batch comes in as TRL lays it out (input_ids [N, L]; of B pairs N = 2B, the chosen replies first) and goes out as TRL
 wants it (one value for each next token, [N, L - 1]). In between, the sequences become trees (`tree.py`), the trees fill
@@ -36,8 +36,8 @@ class TreeEngine:
     """Scores padded batches of pairs with one model.
 
     Args:
-        model: a causal language model of transformers, without its PEFT wrapper; its attention is switched to the tree
-            attention, which is "sdpa" for everybody else.
+        model: a causal language model of transformers, or one with a head `score` for the sequence, without its PEFT
+            wrapper; its attention is switched to the tree attention, which is "sdpa" for everybody else.
         row_budget: tokens a row.
         paired: sequences i and i + B of a batch [2B, L] end up in one row; else each stands for itself.
     """
@@ -108,10 +108,39 @@ class TreeEngine:
 
         return TokenScores(**{field.name: spread(field.name) for field in fields(TokenScores)})
 
+    def rewards(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[N, 1], by the model's head `score` at each sequence's last token that is no padding, where transformers'
+        models for sequence classification read it."""
+        batch = self.plan(input_ids, attention_mask)
+        half = self._num_groups(len(input_ids))
+        is_text = input_ids != self.model.config.get_text_config().pad_token_id
+        last = (is_text * torch.arange(input_ids.shape[1], device=input_ids.device)).argmax(dim=1).cpu().numpy()
+        found, numbers = [], []
+        for row in batch.rows:
+            own = [group + item * half for group, item in row.members]
+            places = [path[last[n] - batch.starts[n]] for n, path in zip(own, row.paths, strict=True)]
+            found.append(self._hidden(row, np.array(places))[: len(own)])
+            numbers += own
+        hidden = torch.cat(found)[torch.as_tensor(np.argsort(numbers), device=input_ids.device)]
+        rewards: torch.Tensor = self.model.score(hidden)
+        return rewards
+
     def _score_row(self, row: Row, places: np.ndarray, targets: np.ndarray) -> TokenScores:
-        device = self.model.get_input_embeddings().weight.device
         places, targets, copies = _each_once(places, targets)
-        num, row = len(places), pad_row(row, _rounded(len(row)))
+        read, head = self._hidden(row, places), self.model.get_output_embeddings()
+        if self.temperature != 1.0:
+            read = read / self.temperature
+        scores = score_tokens(read, head, torch.as_tensor(_fill(targets), device=read.device), figures=self.figures)
+        found = {field.name: getattr(scores, field.name)[: len(places)] for field in fields(TokenScores)}
+        if len(copies) > len(places):
+            again = torch.as_tensor(copies, device=read.device)
+            found = {name: values.index_select(0, again) for name, values in found.items()}
+        return TokenScores(**found)
+
+    def _hidden(self, row: Row, places: np.ndarray) -> torch.Tensor:
+        """[P, H], the last hidden states at the places of the row, the last of them again up to a rounded number P."""
+        device = self.model.get_input_embeddings().weight.device
+        row = pad_row(row, _rounded(len(row)))
         kept, which = np.unique(_fill(places), return_inverse=True)
         keep, index = torch.as_tensor(_fill(kept), device=device), torch.as_tensor(which, device=device)
         tree = TreeAttention(row, device, self.kind, keep)
@@ -125,16 +154,8 @@ class TreeEngine:
         self.last_calls = tree.calls
         if not tree.pruned:
             hidden = hidden.index_select(0, keep)
-        head = self.model.get_output_embeddings()
-        read = hidden.index_select(0, index)
-        if self.temperature != 1.0:
-            read = read / self.temperature
-        scores = score_tokens(read, head, torch.as_tensor(_fill(targets), device=device), figures=self.figures)
-        found = {field.name: getattr(scores, field.name)[:num] for field in fields(TokenScores)}
-        if len(copies) > num:
-            again = torch.as_tensor(copies, device=device)
-            found = {name: values.index_select(0, again) for name, values in found.items()}
-        return TokenScores(**found)
+        read: torch.Tensor = hidden.index_select(0, index)
+        return read
 
 
 def _each_once(places: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

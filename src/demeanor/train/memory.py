@@ -56,7 +56,14 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: Any, *, num_trainable: int, tokens: int, copy: bool, trees: bool = False, bf16: bool = False
+    model: Any,
+    *,
+    num_trainable: int,
+    tokens: int,
+    copy: bool,
+    trees: bool = False,
+    bf16: bool = False,
+    vocabulary: bool = True,
 ) -> MemoryEstimate:
     """The estimate for the largest batch, or row of trees.
 
@@ -67,6 +74,7 @@ def estimate_memory(
         copy: a second frozen model is loaded as the reference.
         trees: the tokens go through the tree engine.
         bf16: products are computed in bfloat16.
+        vocabulary: the head gives a value for each token of the vocabulary, else one alone.
     """
     config = model.config.get_text_config()
     hidden = config.hidden_size
@@ -77,7 +85,7 @@ def estimate_memory(
     a_layer = tokens * (18 * hidden + 6 * inner) * width
     if trees:
         a_layer = tokens * (8 * hidden + 4 * inner) * (2 if bf16 else width)
-    head = min(tokens, HEAD_TILE) * config.vocab_size * 4 * 2
+    head = min(tokens, HEAD_TILE) * config.vocab_size * 4 * 2 if vocabulary else 0
     return MemoryEstimate(
         weights=weights,
         reference=weights if copy else 0,

@@ -52,6 +52,7 @@ class OnTrees:
 
     reply_columns: tuple[str, ...]  # of the data set
     temperature = 1.0  # that the logits are divided by
+    unit = "nats a token"  # of what the engine is compared in
     paired = True  # sequences i and i + B of a batch [2B, L] belong together
     lists: Sequence[object] | None = None  # for each row the ranked list that it is of
     # what TRL's trainers have, which declare no types
@@ -106,7 +107,8 @@ class OnTrees:
             return "the model is spread over several devices"
         if self.aux_loss_enabled:
             return "a mixture of experts has a loss of its own for each padded token"
-        if any(parameter.requires_grad for parameter in base.get_output_embeddings().parameters()):
+        head = base.get_output_embeddings()
+        if head is not None and any(parameter.requires_grad for parameter in head.parameters()):
             return "the language-model head is trained"
         if any(_drops(name, module) for name, module in base.named_modules()):
             return "the model has dropout"
@@ -138,18 +140,18 @@ class OnTrees:
             self.say(f"engine: {f'not compiled, because {reason}' if reason else took}")
         columns = "prompt_ids", *self.reply_columns
         batch = self._collate([min(self.train_dataset, key=lambda row: sum(len(row[name]) for name in columns))])
-        expected = self._token_logps(self.model, batch)
+        expected = self._tried(batch)
         models = [base] if self.ref_model is None else [base, self.accelerator.unwrap_model(self.ref_model)]
         before = [(model, model.forward, model.config._attn_implementation) for model in models]
 
         def compare() -> None:
-            found = self._token_logps(self.model, batch)
+            found = self._tried(batch)
             difference = (found - expected).abs().sum().item() / max(1, int((expected != 0).sum()))
             if not difference <= self._tolerance:
-                raise ValueError(f"difference {difference:.2g} nats a token")
+                raise ValueError(f"difference {difference:.2g} {self.unit}")
 
         try:
-            engines = [_install(model, self.paired) for model in models]
+            engines = [self._install(model) for model in models]
             for engine in engines:
                 engine.temperature = self.temperature
             for kind in ("dense", None) if base.device.type == "cpu" else (None,):
@@ -298,19 +300,58 @@ class OnTrees:
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {name: value.to(self.accelerator.device) for name, value in self.data_collator(rows).items()}
 
+    def _tried(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the engine must give as TRL's own forward pass does, 0 where there is nothing to compare."""
+        return self._token_logps(self.model, batch)
+
     def _token_logps(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """[2B, L - 1], nats, as TRL would compute them; no gradient."""
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        lean = self.engine.only_log_probs() if self.engine else nullcontext()
+        with self._evaluating(model), lean:
+            inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+            values: torch.Tensor = model(**inputs, use_cache=False, labels=labels, fused_lm_head=True).log_probs
+        return values
+
+    @contextmanager
+    def _evaluating(self, model: Any) -> Iterator[None]:
+        """In evaluation mode, without gradients, in the precision of the training."""
         was_training = model.training
         model.eval()
         try:
-            lean = self.engine.only_log_probs() if self.engine else nullcontext()
-            with torch.no_grad(), self.accelerator.autocast(), lean:
-                inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-                values: torch.Tensor = model(**inputs, use_cache=False, labels=labels, fused_lm_head=True).log_probs
+            with torch.no_grad(), self.accelerator.autocast():
+                yield
         finally:
             model.train(was_training)
-        return values
+
+    def _install(self, model: Any) -> TreeEngine:
+        """Answer TRL's `fused_lm_head=True` calls with the engine; all else goes where it went."""
+        engine = TreeEngine(model, paired=self.paired)
+        plain = model.forward
+
+        @functools.wraps(type(model).forward)  # `generate` reads the signature
+        def forward(
+            *args: Any, fused_lm_head: bool = False, labels: Any = None, shift_labels: Any = None, **kwargs: Any
+        ) -> Any:
+            if not fused_lm_head:
+                given = {"labels": labels, "shift_labels": shift_labels}
+                return plain(*args, **kwargs, **{name: value for name, value in given.items() if value is not None})
+            if args or shift_labels is not None:
+                raise NotImplementedError(
+                    "context parallelism is not supported by the engine: set training.engine: padded"
+                )
+            scores = engine.score(kwargs["input_ids"], kwargs["attention_mask"], labels)
+            return FusedCausalLMOutput(
+                log_probs=scores.log_probs,
+                entropy=scores.entropy,
+                log_sum_sq_probs=scores.log_sum_sq_probs,
+                mean_logits=scores.mean_logits,
+                is_top1=scores.is_top1,
+                label_mask=labels[:, 1:] != -100,
+            )
+
+        model.forward = forward
+        return engine
 
     def step0_margins(self) -> list[float]:
         """Of the first rows before any step, nats: how far the policy is from the reference in what the loss compares.
@@ -321,34 +362,6 @@ class OnTrees:
 
     def _margins(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         raise NotImplementedError
-
-
-def _install(model: Any, paired: bool) -> TreeEngine:
-    """Answer TRL's `fused_lm_head=True` calls with the engine; all else goes where it went."""
-    engine = TreeEngine(model, paired=paired)
-    plain = model.forward
-
-    @functools.wraps(type(model).forward)  # `generate` reads the signature
-    def forward(
-        *args: Any, fused_lm_head: bool = False, labels: Any = None, shift_labels: Any = None, **kwargs: Any
-    ) -> Any:
-        if not fused_lm_head:
-            given = {"labels": labels, "shift_labels": shift_labels}
-            return plain(*args, **kwargs, **{name: value for name, value in given.items() if value is not None})
-        if args or shift_labels is not None:
-            raise NotImplementedError("context parallelism is not supported by the engine: set training.engine: padded")
-        scores = engine.score(kwargs["input_ids"], kwargs["attention_mask"], labels)
-        return FusedCausalLMOutput(
-            log_probs=scores.log_probs,
-            entropy=scores.entropy,
-            log_sum_sq_probs=scores.log_sum_sq_probs,
-            mean_logits=scores.mean_logits,
-            is_top1=scores.is_top1,
-            label_mask=labels[:, 1:] != -100,
-        )
-
-    model.forward = forward
-    return engine
 
 
 def _drops(name: str, module: Any) -> bool:

@@ -6,6 +6,7 @@
               highest), at the sampling temperature: the reply stays fluent
     length    1 within [min, max] tokens; outside 1 - d / edge, not below 0, with d the tokens to the nearer edge
     format    1 when the whole reply matches the pattern, else 0
+    model     the output of a reward model that a run with objective reward trained (`reward_run.py`)
     function  the user's: takes any of the names in `OFFERED`, returns a finite number for each reply
 
 The reward of a reply is the sum of weight x reward.
@@ -28,6 +29,7 @@ from demeanor.errors import InputError, StageError, one_line
 from demeanor.judge import judge_reply
 from demeanor.records import Message
 from demeanor.reward_settings import RewardSettings
+from demeanor.train.reward_run import RewardModel, RewardRun, find_reward_run, load_reward_run, reward_run_digest
 from demeanor.workspace import file_sha256
 
 JUDGED = {"safe": 1.0, "violating": -1.0, "invalid": -1.0, "other": 0.0, None: 0.0}
@@ -57,7 +59,7 @@ class Rewards:
         mean_logps: for the reward `logp`.
 
     Raises:
-        InputError: a user's function cannot be found or called.
+        InputError: a user's function, or a reward model, cannot be found or used.
     """
 
     def __init__(self, contract: Contract, mean_logps: MeanLogps | None = None) -> None:
@@ -73,9 +75,26 @@ class Rewards:
         ]
 
 
+def reward_runs(contract: Contract) -> dict[str, RewardRun]:
+    """The runs whose reward models are rewards, by path. Raises InputError when one is none."""
+    return {item.path: find_reward_run(item.path) for item in contract.rewards if item.kind == "model" and item.path}
+
+
+def reward_model_digests(contract: Contract, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"reward_models": the digest of each by path}, or nothing without any; one that is gone counts as unchanged.
+
+    Args:
+        known: the inputs of the stage when it was done, which hold what this returned then.
+    """
+    before = known.get("reward_models", {})
+    paths = [item.path for item in contract.rewards if item.kind == "model" and item.path]
+    found = {path: reward_run_digest(path) or before.get(path) for path in paths}
+    return {"reward_models": found} if found else {}
+
+
 def function_digests(contract: Contract) -> dict[str, str | None]:
     """The digest of the file of each user's function, by path; None for one that lies in no file."""
-    return {item.path: _file_digest(item.path) for item in contract.rewards if item.path is not None}
+    return {item.path: _file_digest(item.path) for item in contract.rewards if item.kind == "function" and item.path}
 
 
 def _file_digest(path: str) -> str | None:
@@ -102,7 +121,25 @@ def _make(item: RewardSettings, contract: Contract, mean_logps: MeanLogps | None
         return lambda samples: [float(pattern.fullmatch(sample.text) is not None) for sample in samples]
     if item.kind == "logp":
         return mean_logps or (lambda samples: [math.nan] * len(samples))
+    if item.kind == "model":
+        return ModelReward(item.path or "")
     return UserReward(item.path or "")
+
+
+class ModelReward:
+    """A reward model, loaded when it is first asked.
+
+    Raises:
+        InputError: `path` is no run folder of a finished reward model.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.run = find_reward_run(path)
+        self._model: RewardModel | None = None
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        self._model = self._model or load_reward_run(self.run)
+        return self._model.of([(sample.prompt, sample.text) for sample in samples])
 
 
 def length_reward(num_tokens: int, least: int | None, most: int | None) -> float:

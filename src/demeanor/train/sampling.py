@@ -23,7 +23,7 @@ from demeanor.errors import InputError
 from demeanor.records import PreferencePair
 from demeanor.tokens import TokenizedPair, Tokenizer
 from demeanor.train.on_trees import OnTrees, common_options, refused_by_trl
-from demeanor.train.rewards import Rewards, Sample, reply_of
+from demeanor.train.rewards import Rewards, Sample, reply_of, reward_runs
 
 Row = dict[str, Any]
 
@@ -224,6 +224,8 @@ def make_sampling_trainer(
     names = ", ".join(f"{reward.weight:g} {reward.title}" for reward in contract.rewards)
     size = f"{len(rows):,} prompts, {arguments.num_generations} replies each"
     say(f"{contract.training.objective}: {size}; reward: {names}")
+    for path, run in reward_runs(contract).items():
+        say(f"reward model {path}: {run.describe()}")
     made: list[Sampling] = []
     rewards = Rewards(contract, lambda samples: made[0].mean_logps(samples))
 
