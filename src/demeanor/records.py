@@ -51,7 +51,7 @@ class PreferencePair(Record):
 
     A reply that was labelled on its own, good (y_w) or bad (y_l), has "" on the other side. `id` depends on the texts
     alone. `row` is the row of `source` it was read from, counted from 1; `attack` names the family of the attack that
-    the prompt is.
+    the prompt is, `annotator` who compared the replies.
     """
 
     id: str
@@ -63,6 +63,7 @@ class PreferencePair(Record):
     behaviour: str | None = None
     attack: str | None = None
     confidence: float | None = None
+    annotator: str | None = None
 
     @classmethod
     def make(cls, prompt: tuple[Message, ...], chosen: str, rejected: str, **more: Any) -> PreferencePair:

@@ -7,7 +7,7 @@ containment of documents, 1997); a hash takes 4 bytes, so that the sets of many 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -68,22 +68,45 @@ def shingle(texts: Sequence[str], n: int = 3) -> Shingles:
     return Shingles.join([*blocks, _shingle_block(texts[start:], n)])
 
 
+def ngrams(texts: Sequence[str], sizes: Iterable[int]) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """By size n the n-grams of words that the texts hold, in their order.
+
+    Each [m]: which text int64, at which word (counted over all texts) int64, hash uint64.
+    """
+    words, num_words = _words([text.casefold() for text in texts])
+    text = np.repeat(np.arange(len(texts)), num_words)
+    sizes, found = set(sizes), {}
+    for size, left, hashes in _rolled(words, num_words, max(sizes)):
+        if size in sizes:
+            begins = np.flatnonzero(left >= size)
+            found[size] = (text[begins], begins, hashes[begins])
+    return found
+
+
 def _shingle_block(texts: Sequence[str], n: int) -> Shingles:
     words, num_words = _words([text.casefold() for text in texts])
-    ends = np.repeat(np.cumsum(num_words), num_words)
-    left = ends - np.arange(len(words))  # words from this one to the end of its text
+    *_, (_, left, hashes) = _rolled(words, num_words, n)
+    begins = left >= np.minimum(n, np.repeat(num_words, num_words))
+    text = np.repeat(np.arange(len(texts), dtype=np.uint64), num_words)
+    keys = distinct((text[begins] << np.uint64(32)) | (hashes[begins] >> np.uint64(32)))
+    sizes = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(texts))
+    return Shingles(offsets_of(sizes), keys.astype(np.uint32))
+
+
+def _rolled(words: np.ndarray, num_words: np.ndarray, longest: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(n, words from each word to the end of its text, hash of each word and the n - 1 after it), n = 1 ... longest.
+
+    What lies beyond the end of the text counts as 0, which is no word's hash.
+    """
+    left = np.repeat(np.cumsum(num_words), num_words) - np.arange(len(words))
     hashes = mixed(words)
-    for distance in range(1, n):
+    yield 1, left, hashes
+    for distance in range(1, longest):
         following = np.zeros_like(words)
         following[:-distance] = words[distance:]
         following[left <= distance] = 0
         hashes = mixed(hashes ^ following)
-    whole = np.repeat(num_words, num_words)
-    text = np.repeat(np.arange(len(texts), dtype=np.uint64), num_words)
-    begins = left >= np.minimum(n, whole)
-    keys = distinct((text[begins] << np.uint64(32)) | (hashes[begins] >> np.uint64(32)))
-    sizes = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(texts))
-    return Shingles(offsets_of(sizes), keys.astype(np.uint32))
+        yield distance + 1, left, hashes
 
 
 def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
