@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from demeanor.audit.near import Shingles, bands_for, clusters, near_duplicates, shingle
+from demeanor.errors import InputError
 from tests.conftest import shared
 
 
@@ -159,6 +160,12 @@ def test_a_large_cluster_is_found_without_all_its_pairs() -> None:
     assert len(pairs) < 50 * len(texts) and (jaccard >= 0.6).all()
     across, _ = near_duplicates(shingle(texts[:1000]), 0.6, other=shingle(texts[1000:]))
     assert len(np.unique(across[:, 0])) == 1000 and len(np.unique(across[:, 1])) == 2000
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.5, 1.1, float("nan")])
+def test_a_threshold_that_is_no_jaccard_index_is_refused(threshold: float) -> None:
+    with pytest.raises(InputError, match="Jaccard"):
+        near_duplicates(shingle(["a b c"]), threshold)
 
 
 def test_clusters_are_connected_components() -> None:

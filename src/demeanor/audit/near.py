@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from demeanor.audit.shingles import Shingles, distinct, mixed, offsets_of, shingle
+from demeanor.errors import InputError
 
 __all__ = ["Shingles", "bands_for", "clusters", "exact_jaccard", "near_duplicates", "shingle"]
 
@@ -52,8 +53,12 @@ def near_duplicates(
     Returns:
         pairs [m, 2] int64, in rising order: places i < j in `shingles`, or i in `shingles` and j in `other`.
         jaccard [m] float32.
+
+    Raises:
+        InputError: the threshold is none.
     """
-    assert 0 < threshold <= 1, "a Jaccard index to reach"
+    if not 0 < threshold <= 1:
+        raise InputError(f"{threshold:g} is no Jaccard index", where="near", remedy="give a number above 0 and up to 1")
     joined = shingles if other is None else Shingles.join([shingles, other])
     search = _Search(joined, len(shingles), threshold)
     search.compare(*search.equals())
