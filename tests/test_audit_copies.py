@@ -242,6 +242,16 @@ def test_leaks_are_counted_for_each_file_and_found_by_several_processes(tmp_path
     assert {finding.group for finding in alone.findings if finding.kind.endswith("overlap")} == {"two.jsonl"}
 
 
+def test_a_leak_counts_in_every_file_that_holds_the_prompt(tmp_path: Path) -> None:
+    rows, exam = leaky(clean(500))
+    rows += [{**row, "prompt": rows[520 + k]["prompt"] + "!"} for k, row in enumerate(clean(20, seed=20))]
+    one, two = (write(tmp_path, exam, name) for name in ("one.jsonl", "two.jsonl"))
+    result = audit(tmp_path, rows, "leakage", heldout=(one,), benchmarks=(two,))
+    for kind in ("exact", "near", "overlap"):
+        assert flagged(result, f"heldout_{kind}") == flagged(result, f"benchmark_{kind}")
+        assert found(result, f"heldout_{kind}", "one.jsonl").num_pairs == {"exact": 20, "near": 40}.get(kind, 30)
+
+
 def test_what_many_prompts_of_an_exam_have_in_common_is_their_form(tmp_path: Path) -> None:
     form = "below is an instruction that describes a task write a reply that fits it and say nothing else:"
     rows = [{**row, "prompt": f"{form} {row['prompt']}"} for row in clean(200)]

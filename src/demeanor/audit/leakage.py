@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from demeanor.audit.asked import AskedFile, asked_files, read_asked
+from demeanor.audit.asked import Asked, AskedFile, asked_files, read_asked
 from demeanor.audit.check import Check, Context, Found, Scope
-from demeanor.audit.near import near_duplicates
+from demeanor.audit.near import clusters, near_duplicates
 from demeanor.audit.shingles import Shingles, ngrams
 from demeanor.audit.texts import digests, prompt_shingles, prompt_text
 from demeanor.pairs.files import source_name
@@ -61,21 +61,18 @@ def _find(context: Context) -> Iterable[Found]:
     if not files or not len(context.store):
         return
     asked, prompt = read_asked(files), context.column(digests, "prompt")
-    exact_pairs, exact_asked = np.isin(prompt, asked.digests), np.isin(asked.digests, prompt)
+    exact_asked = np.isin(asked.digests, prompt)
     shingles = Shingles.join(context.seen[prompt_shingles])
     links, _ = near_duplicates(shingles, context.limits["near"], seed=context.scope.seed, other=asked.shingles)
     overlapping = context.column(overlaps, "pairs")
     in_passing = np.zeros(len(asked), bool)
     for block in context.seen[overlaps]:
         in_passing[block["prompts"]] = True
-    near_asked = np.zeros(len(asked), bool)
-    near_asked[links[:, 1]] = True
+    near_asked, near_files = _spread(asked, shingles, links)
     for number, file in enumerate(files):
         own = asked.file == number
-        near_pairs = np.zeros(len(prompt), bool)
-        near_pairs[links[own[links[:, 1]], 0]] = True
-        exact = np.isin(prompt, asked.digests[own]) if len(files) > 1 else exact_pairs
-        near_pairs &= ~exact
+        exact = np.isin(prompt, asked.digests[own])
+        near_pairs = near_files[:, number] & ~exact
         yield from _of_file(
             context,
             file,
@@ -89,6 +86,19 @@ def _find(context: Context) -> Iterable[Found]:
                 ),
             },
         )
+
+
+def _spread(asked: Asked, shingles: Shingles, links: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which prompts [prompts] bool are linked, and which pairs to which files [pairs, files] bool.
+
+    A link is one of all prompts with the same shingles, on both sides.
+    """
+    exam, own = (clusters(len(of), near_duplicates(of, 1.0)[0]) for of in (asked.shingles, shingles))
+    in_files = np.zeros((len(asked), len(asked.files)), bool)
+    in_files[exam, asked.file] = True
+    held = np.zeros((len(shingles), len(asked.files)), bool)
+    np.logical_or.at(held, own[links[:, 0]], in_files[exam[links[:, 1]]])
+    return np.isin(exam, exam[links[:, 1]]), held[own]
 
 
 def _of_file(
