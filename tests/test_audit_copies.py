@@ -297,3 +297,13 @@ def test_advbench_goals_among_the_pairs_are_found(tmp_path: Path) -> None:
     result = audit(tmp_path, rows + clean(400, seed=2), "leakage", benchmarks=(str(path),))
     assert found(result, "benchmark_near", "advbench.csv").num_pairs == 100
     assert found(result, "benchmark_near", "advbench.csv").estimate.n == 520
+
+
+def test_hh_rlhf_repeats_hardly_anything(tmp_path: Path) -> None:
+    result = audit(tmp_path, shared("data/hh-rlhf/harmless-base.jsonl.gz"), "duplicates")
+    counts = {finding.kind: (finding.severity, finding.num_pairs) for finding in result.findings}
+    assert counts == {
+        "prompts_repeated": ("informs", 2),
+        "prompts_nearly_repeated": ("informs", 48),
+        "chosen_rejected_elsewhere": ("informs", 26),
+    }

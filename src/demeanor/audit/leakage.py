@@ -110,7 +110,7 @@ def _of_file(
         hits = int(asked.sum())
         if not hits and not pairs.any():
             continue
-        what = f"{hits:,} of {num:,} {_WHAT[file.kind]} {_HOW[kind]} ({int(pairs.sum()):,} pairs)"
+        what = f"{hits:,} of {num:,} {_WHAT[file.kind]} {_HOW[kind]} (pairs: {int(pairs.sum()):,})"
         if not hits:
             what = f"{int(pairs.sum()):,} more pairs share a run of words with those {_WHAT[file.kind]}"
         grave = hits / num > most[kind]
