@@ -85,7 +85,8 @@ def _prompts(context: Context, prompt: np.ndarray, shingles: Shingles) -> Iterab
 
 def _both_ways(context: Context, prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> Iterable[Found]:
     """Replies that win in one pair and lose in another; under one prompt that is a ranking, else a contradiction."""
-    lost, prompts_lost = np.unique(np.unique(np.stack([rejected, prompt], 1), axis=0)[:, 0], return_counts=True)
+    _, once = np.unique(mixed(prompt) ^ rejected, return_index=True)
+    lost, prompts_lost = np.unique(rejected[once], return_counts=True)
     place = np.minimum(np.searchsorted(lost, chosen), len(lost) - 1)
     times = np.where(lost[place] == chosen, prompts_lost[place], 0)  # prompts under which this chosen reply lost
     ranked = np.isin(mixed(prompt) ^ chosen, mixed(prompt) ^ rejected)
