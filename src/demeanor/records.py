@@ -51,7 +51,7 @@ class PreferencePair(Record):
 
     A reply that was labelled on its own, good (y_w) or bad (y_l), has "" on the other side. `id` depends on the texts
     alone. `row` is the row of `source` it was read from, counted from 1; `attack` names the family of the attack that
-    the prompt is. `confidence`, how sure the label is, is kept; no loss uses it. Pairs made of one ranked list have the
+    the prompt is, `annotator` who compared the replies. `confidence`, how sure the label is, is kept; no loss uses it. Pairs made of one ranked list have the
     same `list_id`, and `weight` is how much one of them counts beside the others of its list (`curate.loss_weights`).
     """
 
@@ -66,6 +66,7 @@ class PreferencePair(Record):
     confidence: float | None = None
     list_id: str | None = None
     weight: float = 1.0
+    annotator: str | None = None
 
     @classmethod
     def make(cls, prompt: tuple[Message, ...], chosen: str, rejected: str, **more: Any) -> PreferencePair:

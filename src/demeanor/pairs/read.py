@@ -184,6 +184,7 @@ def _read_row(
         "row": number,
         "behaviour": read_label(row, "behaviour") or behaviour,
         "attack": read_label(row, "attack"),
+        "annotator": read_label(row, "annotator"),
     }
     if isinstance(reader, PairReader):
         prompt, chosen, rejected = reader.to_pair(row)
