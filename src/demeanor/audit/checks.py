@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from demeanor.audit import shape
+from demeanor.audit import length, shape, surface
 from demeanor.audit.check import Check
 
-CHECKS: tuple[Check, ...] = (shape.CHECK,)
+CHECKS: tuple[Check, ...] = (shape.CHECK, length.CHECK, surface.CHECK)

@@ -1,0 +1,107 @@
+"""Do surface features tell chosen from rejected? What is easy to see is learned before what is meant.
+
+A cross-validated linear model (`linear.py`) on the differences of marks, forms, word classes and openings
+(`features.py`), length taken out. A shortcut may be the behaviour itself: politeness words are what a tone is made of.
+So it warns and asks, and blocks only by a limit of the contract's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from demeanor.audit import features
+from demeanor.audit.by_prompt import folds_by_prompt, prompt_keys, share_by_prompt
+from demeanor.audit.check import Check, Context, Found
+from demeanor.audit.linear import fit, hits, out_of_fold
+from demeanor.records import Estimate
+
+L2 = 10.0  # on columns of mean square 1
+MIN_PROMPTS = 20  # below this nothing is said
+NUM_FEATURES = 10
+MEASURE = "accuracy of the surface model on prompts it was not fitted to"
+
+
+def _find(context: Context) -> Iterable[Found]:
+    prompts, confidence = context.column(prompt_keys), context.scope.confidence
+    num_prompts = np.unique(prompts).size
+    if num_prompts < MIN_PROMPTS:
+        what = f"{num_prompts} different prompts are too few to tell whether surface features give the label away"
+        nothing = Estimate(None, None, None, len(context.store))
+        yield Found("too_few", "informs", what, MEASURE, nothing, f"give pairs of at least {MIN_PROMPTS} prompts")
+        return
+    columns, differences = features.design(context)
+    folds = folds_by_prompt(prompts, context.scope.seed)
+    margins = out_of_fold(differences, folds, L2)
+    accuracy = share_by_prompt(hits(margins), prompts, confidence)
+    length = share_by_prompt(hits(out_of_fold(_sizes(context), folds, L2)), prompts, confidence)
+    carriers = _carriers(context, columns, differences)
+    assert accuracy.value is not None and accuracy.low is not None
+    severity = "informs"
+    if accuracy.value > context.limits["max_accuracy"] and accuracy.low > 0.5:
+        severity = "blocks" if accuracy.low > context.limits["block_accuracy"] else "warns"
+    groups = {
+        name: share_by_prompt(hits(margins[mask]), prompts[mask], confidence).to_json()
+        for name, mask in context.groups()
+        if mask.any()
+    }
+    yield Found(
+        kind="shortcut",
+        severity=severity,
+        what=_sentence(accuracy, length, carriers),
+        measure=MEASURE,
+        estimate=accuracy,
+        remedy="none needed"
+        if severity == "informs"
+        else "if these features are the behaviour itself, all is well: add pairs in which they go the other way only "
+        "where they are not; if not, rewrite replies so that chosen and rejected share them",
+        details={"length_alone": length.to_json(), "features": carriers, "groups": groups},
+    )
+
+
+def _sizes(context: Context) -> Any:
+    """[pairs, sizes] CSR: the differences in length alone, each of mean square 1."""
+    from scipy.sparse import csr_matrix
+
+    seen = context.column(features.surface)[:, len(features.NAMES) :]
+    root = np.sqrt(np.square(seen, dtype=np.float64).mean(axis=0))
+    return csr_matrix((seen / np.where(root > 0, root, 1)).astype(np.float32))
+
+
+def _carriers(context: Context, columns: list[int | str], differences: Any) -> list[dict[str, Any]]:
+    """The features that carry most of the mean margin over all pairs, which is the sum of w_j mean(d_j)."""
+    weights = fit(differences, L2)
+    carried = weights * np.asarray(differences.mean(axis=0)).ravel()
+    total = float(carried.sum())
+    best = np.argsort(-carried, kind="stable")[:NUM_FEATURES]
+    return [
+        {
+            "feature": features.name_of(context, columns[place]),
+            "weight": float(weights[place]),
+            "share_of_margin": float(carried[place]) / total,
+            "chosen_has": "more" if weights[place] > 0 else "less",
+        }
+        for place in best
+        if carried[place] > 0
+    ]
+
+
+def _sentence(accuracy: Estimate, length: Estimate, carriers: list[dict[str, Any]]) -> str:
+    sides = {side: [i["feature"] for i in carriers if i["chosen_has"] == side] for side in ("more", "less")}
+    named = [f"chosen has {side} of: {', '.join(found)}" for side, found in sides.items() if found]
+    told = f"surface features alone tell chosen from rejected in {accuracy.value:.0%} of the pairs"
+    return "; ".join([f"{told} (length alone in {length.value:.0%})", *named])
+
+
+CHECK = Check(
+    name="surface",
+    about="marks, openings and kinds of words that give the label away, length left out",
+    find=_find,
+    looks=(features.surface, features.openings, prompt_keys),
+    limits={
+        "max_accuracy": (0.65, "accuracy of the surface model above which it warns"),
+        "block_accuracy": (1.0, "accuracy that the whole interval must be above to block; 1 never blocks"),
+    },
+)
