@@ -32,9 +32,9 @@ def fit(differences: Any, l2: float, rows: np.ndarray | None = None) -> np.ndarr
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         margins = differences @ weights.astype(np.float32)
         losses = np.logaddexp(0, -margins) * taken
-        gradient = transposed @ (-taken / (1 + np.exp(np.minimum(margins, 80))))
-        penalty = l2 / 2 * float(weights @ weights)
-        return float(losses.sum(dtype=np.float64)) + penalty, gradient.astype(np.float64) + l2 * weights
+        slopes = -taken / (1 + np.exp(np.clip(margins, -80, 80)))
+        gradient = (transposed @ slopes).astype(np.float64) + l2 * weights
+        return float(losses.sum(dtype=np.float64)) + l2 / 2 * float(weights @ weights), gradient
 
     start = np.zeros(differences.shape[1])
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS, "ftol": 1e-6})
@@ -46,7 +46,7 @@ def out_of_fold(differences: Any, folds: np.ndarray, l2: float) -> np.ndarray:
     margins = np.zeros(differences.shape[0])
     for fold in np.unique(folds):
         out = folds == fold
-        margins[out] = differences[out] @ fit(differences, l2, ~out)
+        margins[out] = (differences @ fit(differences, l2, ~out))[out]
     return margins
 
 
