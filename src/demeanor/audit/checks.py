@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from demeanor.audit import length, noise, shape, surface
+from demeanor.audit import coverage, length, noise, shape, surface
 from demeanor.audit.check import Check
 
-CHECKS: tuple[Check, ...] = (shape.CHECK, length.CHECK, surface.CHECK, noise.CHECK)
+CHECKS: tuple[Check, ...] = (shape.CHECK, length.CHECK, surface.CHECK, noise.CHECK, coverage.CHECK)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from demeanor.model import ModelSource
 
 UNITS = ("characters", "words", "tokens")
-EDGES = (-np.inf, *(-(2.0**k) for k in range(11, -1, -1)), 0, *(2.0**k for k in range(12)), np.inf)
+NUM_BINS = 41  # of a histogram; an odd number, so that one is about 0
 MAX_GROUPS = 50  # in the details
 REMEDY = (
     "`demeanor curate` balances the lengths within each source and behaviour; or train with a length-normalised "
@@ -73,11 +73,11 @@ def _find(context: Context) -> Iterable[Found]:
         severity = _severity(estimates[name], limits)
         if name and severity == "informs":
             continue  # one line for the whole; a group only where it is biased
-        details = _details(groups, estimates, differences, unit) if not name else {}
+        details: dict[str, Any] = {"histogram": _histogram(differences[mask], unit)}
         if not name:
-            details["units"] = {
-                other: _unit(seen[:, :, place], prompts, confidence) for place, other in enumerate(units)
-            }
+            details["units"] = {word: _unit(seen[:, :, place], prompts, confidence) for place, word in enumerate(units)}
+            largest = sorted(groups[1:], key=lambda group: -int(group[1].sum()))[:MAX_GROUPS]
+            details["groups"] = [{"group": other, **estimates[other].to_json()} for other, _ in largest]
         yield Found(
             kind="longer_wins" if (estimates[name].value or 0) >= 0.5 else "shorter_wins",
             severity=severity,
@@ -123,27 +123,17 @@ def _unit(sizes: np.ndarray, prompts: np.ndarray, confidence: float) -> dict[str
     return {"longer_wins": wins.to_json(), "area_under_curve": area.to_json(), "mean_length": means}
 
 
-def _details(
-    groups: Sequence[tuple[str, np.ndarray]], estimates: dict[str, Estimate], differences: np.ndarray, unit: str
-) -> dict[str, Any]:
-    """For a plot: the estimates and the histogram of the differences of each group. A bin is [edge, next edge)."""
-    shown = sorted(groups, key=lambda group: (group[0] != "", -int(group[1].sum())))[: MAX_GROUPS + 1]
-    rows = [
-        {
-            "group": name,
-            **estimates[name].to_json(),
-            "mean_difference": float(differences[mask].mean()),
-            "counts": np.histogram(differences[mask], EDGES)[0].tolist(),
-        }
-        for name, mask in shown
-    ]
-    return {"unit": unit, "edges": [float(edge) for edge in EDGES[1:-1]], "groups": rows}
+def _histogram(differences: np.ndarray, unit: str) -> dict[str, Any]:
+    """Of the differences, equal bins about 0; the outer bins hold what lies beyond 99 % of them as well."""
+    end = max(float(np.quantile(np.abs(differences), 0.99)), 1.0)
+    counts, edges = np.histogram(np.clip(differences, -end, end), NUM_BINS, (-end, end))
+    return {"edges": edges.tolist(), "counts": counts.tolist(), "unit": f"chosen - rejected, {unit}", "mark": 0}
 
 
 def _opposed(estimates: dict[str, Estimate], reach: float) -> Iterable[Found]:
     """Groups of one kind that pull in different directions, each beyond chance."""
     for kind in ("source", "behaviour"):
-        own = {name: estimate for name, estimate in estimates.items() if name.startswith(kind + " ")}
+        own = {name: estimate for name, estimate in estimates.items() if name.startswith(f"{kind} ")}
         up = [name for name, e in own.items() if _end(e.low, 0) > 0.5 and _end(e.value, 0) > 0.5 + reach]
         down = [name for name, e in own.items() if _end(e.high, 1) < 0.5 and _end(e.value, 1) < 0.5 - reach]
         if not (up and down):
@@ -160,7 +150,10 @@ def _opposed(estimates: dict[str, Estimate], reach: float) -> Iterable[Found]:
             measure=f"accuracy of 'the longer reply wins' in {most} minus that in {least}",
             estimate=_difference(own[most], own[least]),
             remedy="balance each source and behaviour alone (`demeanor curate` does): a model tells them apart",
-            details={"groups": [{"group": name, **estimate.to_json()} for name, estimate in own.items()]},
+            details={
+                "bars": [[name.split(" ", 1)[1], _end(own[name].value, 0.5) - 0.5] for name in (*up, *down)],
+                "unit": "accuracy of 'the longer reply wins' less one half",
+            },
         )
 
 

@@ -100,7 +100,7 @@ def _find(context: Context) -> Iterable[Found]:
     flips = estimate_flips(margins, num_prompts, confidence)
     rate = flips.rate
     assert rate.value is not None and rate.low is not None and rate.high is not None and accuracy.low is not None
-    suspects = np.argsort(-flips.suspicion, kind="stable")
+    suspects = np.argsort(margins, kind="stable")  # as by suspicion, which is 1 for many
     suspects = suspects[flips.suspicion[suspects] >= context.limits["min_suspicion"]]
     shown = rate.low > 0 and accuracy.low > 0.5
     base, told = _ask(context, suspects)
@@ -116,6 +116,7 @@ def _find(context: Context) -> Iterable[Found]:
         + (f"; base model's margin {base[place]:+.2f} nats a token" if base else "")
         for place in suspects
     }
+    counts, edges = np.histogram(margins, 41)
     yield Found(
         kind="flipped_labels",
         severity=severity,
@@ -129,7 +130,11 @@ def _find(context: Context) -> Iterable[Found]:
         remedy=REMEDY if suspects.size else "none needed" if rate.high <= 0.05 else "let a person label a sample twice",
         pairs=suspects,
         notes=notes,
-        details={"accuracy": accuracy.to_json(), "confident_learning_rate": confident_learning_rate(margins)},
+        details={
+            "accuracy": accuracy.to_json(),
+            "confident_learning_rate": confident_learning_rate(margins),
+            "histogram": {"edges": edges.tolist(), "counts": counts.tolist(), "unit": "margin for chosen", "mark": 0},
+        },
     )
 
 

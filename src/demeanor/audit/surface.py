@@ -57,7 +57,13 @@ def _find(context: Context) -> Iterable[Found]:
         if severity == "informs"
         else "if these features are the behaviour itself, all is well: add pairs in which they go the other way only "
         "where they are not; if not, rewrite replies so that chosen and rejected share them",
-        details={"length_alone": length.to_json(), "features": carriers, "groups": groups},
+        details={
+            "length_alone": length.to_json(),
+            "features": carriers,
+            "groups": groups,
+            "bars": [[item["feature"], item["weight"]] for item in carriers],
+            "unit": "weight; above 0: chosen has more of it",
+        },
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import HashingVectorizer
 
 TOKEN = r"[^\W_]+(?:['’][^\W_]+)?|[^\w\s]"  # a word, or a mark
+PROMPT_TOKEN = r"[^\W\d_]{3,}"
 LONGEST = 4_000  # characters of a reply that are looked at
 
 
@@ -30,16 +31,19 @@ def reply_words(pairs: Sequence[PreferencePair], scope: Scope) -> Any:
 
 
 def prompt_words(pairs: Sequence[PreferencePair], scope: Scope) -> Any:
-    """A look. [pairs, 2**12] CSR float32: log(1 + count) of the words of the prompt's last turn, at least 3 letters."""
+    """A look. [pairs, 2**12] CSR float32: log(1 + count) of the content words of the prompt's last turn."""
     texts = [pair.prompt[-1].content[:LONGEST] for pair in pairs]
-    return _logarithmic(_hasher(12, (1, 1), PROMPT_TOKEN).transform(texts))
+    return _logarithmic(_hasher(12, (1, 1), PROMPT_TOKEN, "english").transform(texts))
 
 
-PROMPT_TOKEN = r"[^\W\d_]{3,}"
+def content_words(text: str) -> list[str]:
+    """The words of a text that `prompt_words` counts: of 3 letters or more, and none of English's most frequent."""
+    analyse: Any = _hasher(12, (1, 1), PROMPT_TOKEN, "english").build_analyzer()
+    return list(analyse(text))
 
 
 def column_of(words: Sequence[str]) -> np.ndarray:
-    """[words] the column of `prompt_words` of each word."""
+    """[words] the column of `prompt_words` of each content word."""
     return np.asarray(_hasher(12, (1, 1), PROMPT_TOKEN).transform(words).argmax(axis=1)).ravel()
 
 
@@ -57,12 +61,13 @@ def weighted(context: Context, look: Look) -> Any:
     return matrix
 
 
-def _hasher(bits: int, ngrams: tuple[int, int], token: str) -> HashingVectorizer:
+def _hasher(bits: int, ngrams: tuple[int, int], token: str, stop: str | None = None) -> HashingVectorizer:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     return HashingVectorizer(
-        n_features=2**bits, ngram_range=ngrams, token_pattern=token, alternate_sign=False, norm=None, dtype=np.float32
-    )
+        n_features=2**bits, ngram_range=ngrams, token_pattern=token, stop_words=stop, alternate_sign=False, norm=None,
+        dtype=np.float32,
+    )  # fmt: skip
 
 
 def _logarithmic(counts: Any) -> Any:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from demeanor.contract import Contract
+from demeanor.contract import Contract, build_contract
 from demeanor.model import ModelSource, end_of_turn_ids, load_model, load_tokenizer
 from demeanor.records import PreferencePair
 from demeanor.tokens import make_tokenizer, tokenize_pairs
 
 
 def pair_margins(
-    source: ModelSource, contract: Contract, pairs: Sequence[PreferencePair], *, at_a_time: int = 32
+    source: ModelSource, contract: Contract | None, pairs: Sequence[PreferencePair], *, at_a_time: int = 32
 ) -> list[float | None]:
     """log p(y_w|x) / |y_w| - log p(y_l|x) / |y_l| of each pair under the model as it is, nats a token.
 
     The end-of-turn token is a token of its reply. None where a pair cannot be tokenized (see `tokens.py`), or is longer
-    than the contract's max_length.
+    than the contract's max_length. Without a contract the defaults hold.
+
+    Raises:
+        ModelError: the model or its tokenizer cannot be loaded, or it has no chat template and the contract names none.
     """
     from demeanor.measure.likelihood import Scorer
 
+    contract = contract or build_contract({"data": {"pairs": ["pairs"]}})
     tokenizer = make_tokenizer(inner := load_tokenizer(source, contract), end_of_turn_ids(source, inner))
     system = contract.system_text()
-    taken, _ = tokenize_pairs(
-        pairs, tokenizer, system=lambda key: system, max_length=contract.training.max_length
-    )
+    taken, _ = tokenize_pairs(pairs, tokenizer, system=lambda key: system, max_length=contract.training.max_length)
     scorer = Scorer(load_model(source, contract, trees=True))
     found: dict[str, float] = {}
     for start in range(0, len(taken), at_a_time):
