@@ -18,7 +18,8 @@ FAMILIES: dict[str, str] = {
     "role-play": (
         r"\b(?:pretend|imagine|assume|suppose) (?:that )?(?:you(?:['’]re| are| were)|to be|being)\b|\brole-? ?play"
         r"|\bact(?:ing)? (?:as|like) (?:an?|if|my|the|[A-Z])"
-        r"|\byou (?:are|will be|['’]re) (?:now )?(?:going to|about to) (?:act|pretend|be|play|take)|\bfrom now on,? (?:you|your|chatgpt)|\b(?:in|of|your|break|out of) character\b"
+        r"|\byou (?:are|will be|['’]re) (?:now )?(?:going to|about to) (?:act|pretend|be|play|take)"
+        r"|\bfrom now on,? (?:you|your|chatgpt)|\b(?:in|of|your|break|out of) character\b"
         r"|\bdo anything now\b|\bDAN\b|\bdeveloper mode\b|\bjail-?br(?:eak|oken)"
         r"|\bplay(?:ing)? the (?:role|part|character)"
         r"|\b(?:take on|adopt|assume) (?:the|a|an) (?:role|persona|identity)|\bimmerse yourself|\bsimulat(?:e|ing|or)\b"
@@ -37,7 +38,7 @@ FAMILIES: dict[str, str] = {
         r"|\bpig latin\b"
         r"|\bde(?:code|crypt|cipher)\b[^.\n]{0,40}\b(?:following|string|message|text|this)\b|\bASCII codes?\b"
         r"|(?:\\x[0-9a-f]{2}){4}|(?:%[0-9a-f]{2}){6}|(?:\b[0-9a-f]{2} ){12}|[\u200b-\u200d\u2060]{3}"
-        r"|(?<![\w/+])(?=[\w/+]*\d)(?=[\w/+]*[a-z])(?=[\w/+]*[A-Z])[\w/+]{40,}={0,2}|(?:\b\w[.\-_* ]){12}"
+        r"|(?<![\w/+])(?=[\w/+]*\d)(?=[\w/+]*[a-z])(?=[\w/+]*[A-Z])[\w/+]{40,}={0,2}|(?:\b\w[.\-_* ]{1,3}){10}"
     ),
     "hypothetical": (
         r"\bhypothetical(?:ly)?\b|\b(?:fictional|fictitious|imaginary|alternate|parallel|dystopian) (?:\w+ )?(?:world|"
@@ -50,7 +51,8 @@ FAMILIES: dict[str, str] = {
         r"\bfor (?:\w+ )?(?:research|educational|academic|scientific|testing|safety) purposes?\b"
         r"|\bi(?:['’]m| am) (?:an? )?(?:\w+ )?(?:researcher|police|law enforcement|officer|professor|doctor|nurse|"
         r"penetration tester|security (?:expert|engineer|consultant)|your (?:developer|creator|owner|manager))"
-        r"|\bmy (?:late |dead |deceased )?grand(?:mother|ma|father|pa)\b[^.\n]{0,40}\b(?:used to|would)\b"
+        r"|\bmy (?:late |dead |deceased )?grand(?:mother|ma|father|pa)\b[^.\n]{0,40}"
+        r"\b(?:used to|would (?:read|tell|sing|whisper|say))\b"
         r"|\b(?:will|going to|could) die\b[^.\n]{0,40}\b(?:unless|if you)|\bmy life depends|\bi(?:['’]m| am) begging\b"
         r"|\b(?:tip|pay) you\b|\btrust me\b|\b(?:nobody|no one) (?:will|would|has to) (?:ever )?know\b|\byou owe me\b"
         r"|\b(?:i(?:['’]m| am)|you(?:['’]re| are)) (?:fully )?authori[sz]ed\b"

@@ -40,10 +40,11 @@ def find_topics(context: Context) -> list[Topic]:
     from sklearn.preprocessing import normalize
 
     matrix = normalize(weighted(context, prompt_words), copy=False)
-    if np.unique(matrix.indices).size <= NUM_DIRECTIONS:
+    directions = min(NUM_DIRECTIONS, np.unique(matrix.indices).size - 1)
+    if directions < 2:
         return []  # hardly any words: the prompts are all alike
     seed = context.scope.seed
-    rows = normalize(TruncatedSVD(NUM_DIRECTIONS, random_state=seed).fit_transform(matrix), copy=False)
+    rows = normalize(TruncatedSVD(directions, random_state=seed).fit_transform(matrix), copy=False)
     which = MiniBatchKMeans(count, random_state=seed, batch_size=2048, n_init=3).fit_predict(rows)
     mean = np.asarray(matrix.mean(axis=0)).ravel()
     found = []
