@@ -175,7 +175,21 @@ def test_plain_requests_are_no_attacks(prompt: str) -> None:
 
 def test_no_prompt_takes_long() -> None:
     """Rules are tried on texts made to have them backtrack; each would take hours if one did so exponentially."""
-    for piece in ("a ", "ignore ", "a.", "Aa1", "start your ", "\\x41", "%41", "00 ", "start with ", "\u200b"):
+    for piece in (
+        "a ",
+        "ignore ",
+        "a.",
+        "Aa1",
+        "start your ",
+        "\\x41",
+        "%41",
+        "00 ",
+        "start with ",
+        "\u200b",
+        "a_",
+        "- a ",
+        "A: ",
+    ):
         families_of(piece * 20_000)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from demeanor.audit import Scope
-from demeanor.audit.by_prompt import area_by_prompt, folds_by_prompt, share_by_prompt
+from demeanor.audit.by_prompt import area_by_prompt, folds_by_prompt, mean_by_prompt, share_by_prompt
 from demeanor.errors import InputError
 from demeanor.model import find_model
 from demeanor.statistics import estimate_share
@@ -38,6 +38,8 @@ def test_the_real_figure_of_hh_rlhf(tmp_path: Path) -> None:
     words = finding.details["units"]["words"]
     assert words["longer_wins"]["value"] == pytest.approx(0.441, abs=0.0005)
     assert words["longer_wins"]["high"] < 0.5
+    difference = finding.details["units"]["characters"]["difference"]
+    assert difference["value"] == pytest.approx(-41.7, abs=0.05) and difference["high"] < -20
     area = finding.details["units"]["characters"]["area_under_curve"]
     assert area["value"] == pytest.approx(0.4376, abs=0.0005)
     assert area["low"] < area["value"] < area["high"] < 0.5
@@ -167,6 +169,17 @@ def test_the_interval_over_prompts_covers_the_truth() -> None:
         found = share_by_prompt((rng.random(prompts.size) < chance).astype(float), prompts, 0.95)
         held += (found.low or 0) <= 0.6 <= (found.high or 1)
     assert 0.92 <= held / 400 <= 0.99
+
+
+def test_the_interval_of_a_mean_covers_the_truth() -> None:
+    """400 times 60 prompts with one to five values that share their prompt's own effect."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        prompts = np.repeat(np.arange(60), rng.integers(1, 6, 60))
+        found = mean_by_prompt(rng.normal(size=60)[prompts] + rng.normal(size=prompts.size) + 3, prompts, 0.95)
+        held += (found.low or 0) <= 3 <= (found.high or 0)
+    assert 0.92 <= held / 400 <= 0.98
+    assert mean_by_prompt(np.ones(4), np.arange(4), 0.95).low is None
 
 
 def test_the_area_is_that_of_all_replies_against_all() -> None:

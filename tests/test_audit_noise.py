@@ -19,7 +19,7 @@ from demeanor.pairs import read_pairs
 from demeanor.records import PreferencePair
 from demeanor.starter import starter_contract, starter_file
 from tests.audited import audited, write_pairs
-from tests.conftest import shared
+from tests.conftest import make_model, shared
 
 
 def flipped(source: Path, rate: float, folder: Path, seed: int = 0) -> tuple[Path, set[int]]:
@@ -49,11 +49,13 @@ def test_flipped_labels_of_the_starter_are_found(tmp_path: Path) -> None:
         audit = audited(file, tmp_path, "noise")
         (finding,) = audit.findings
         found, rate = accused(audit), len(wrong) / 1299
+        ranked = [item["row"] for item in finding.details["ranked"]]
+        assert set(ranked) == found and set(ranked[:40]) <= wrong  # the first are the surest
         hits, wrongs, false = hits + len(found & wrong), wrongs + len(wrong), false + len(found - wrong)
         assert finding.severity == "warns"
         assert finding.estimate.low is not None and finding.estimate.high is not None
         held += finding.estimate.low <= rate <= finding.estimate.high
-        assert {example.row for example in finding.examples} <= wrong  # ranked: the first are the surest
+        assert [example.row for example in finding.examples] == ranked[:5]
     assert hits / wrongs >= 0.95
     assert false / (4 * 1299) < 0.01
     assert held == 4
@@ -153,6 +155,13 @@ def test_the_base_model_must_contradict_as_well(tmp_path: Path) -> None:
     neither = audited(file, tmp_path, "noise", Scope(margins=ignorant))
     assert accused(neither) == accused(alone)
     assert "no second witness" in neither.findings[0].what
+
+
+def test_a_tokenizer_without_a_template_is_no_obstacle(tmp_path: Path) -> None:
+    """Without a contract that could name one."""
+    model = find_model(str(make_model("gpt2", tmp_path)))
+    found = pair_margins(model, None, list(read_pairs(starter_file("pairs.jsonl"), limit=2).pairs))
+    assert all(value is not None and value != 0 for value in found)
 
 
 def test_margins_are_the_models_own() -> None:

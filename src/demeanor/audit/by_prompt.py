@@ -39,14 +39,26 @@ def share_by_prompt(hits: np.ndarray, prompts: np.ndarray, confidence: float) ->
     if different.size == n and np.isin(hits, (0, 1)).all():
         effective = float(n)
     else:
-        residuals = np.bincount(which, weights=hits - share)
-        count = different.size
-        variance = float(residuals @ residuals) / n**2 * count / max(count - 1, 1)
-        effective = min(float(n), share * (1 - share) / variance) if variance > 0 else float(count)
+        variance = _variance(hits - share, which)
+        effective = min(float(n), share * (1 - share) / variance) if variance > 0 else float(different.size)
     tail, found = (1 - confidence) / 2, share * effective
     low = 0.0 if share <= 0 else float(beta.ppf(tail, found, effective - found + 1))
     high = 1.0 if share >= 1 else float(beta.ppf(1 - tail, found + 1, effective - found))
     return Estimate(share, low, high, n)
+
+
+def mean_by_prompt(values: np.ndarray, prompts: np.ndarray, confidence: float) -> Estimate:
+    """The mean over the pairs of values without ends, and Student's interval with the prompts as the sampled units."""
+    from scipy.stats import t
+
+    if values.size == 0:
+        return Estimate(None, None, None, 0)
+    mean, (different, which) = float(values.mean()), np.unique(prompts, return_inverse=True)
+    variance = _variance(values - mean, which)
+    if different.size < 2 or variance <= 0:
+        return Estimate(mean, None, None, values.size)
+    reach = float(t.ppf((1 + confidence) / 2, different.size - 1)) * variance**0.5
+    return Estimate(mean, mean - reach, mean + reach, values.size)
 
 
 def area_by_prompt(chosen: np.ndarray, rejected: np.ndarray, prompts: np.ndarray, confidence: float) -> Estimate:
@@ -65,12 +77,10 @@ def area_by_prompt(chosen: np.ndarray, rejected: np.ndarray, prompts: np.ndarray
     above = 1 - _place(np.sort(chosen), rejected) / n
     area = float(below.mean())
     different, which = np.unique(prompts, return_inverse=True)
-    sums = np.bincount(which, weights=below + above - 2 * area)
-    count = different.size
-    if count < 2 or not 0 < area < 1 or not sums.any():
+    variance = _variance(below + above - 2 * area, which)
+    if different.size < 2 or not 0 < area < 1 or variance <= 0:
         return Estimate(area, None, None, n)
-    deviation = float(np.sqrt(sums @ sums * count / (count - 1))) / n
-    reach = float(norm.ppf((1 + confidence) / 2)) * deviation / (area * (1 - area))
+    reach = float(norm.ppf((1 + confidence) / 2)) * variance**0.5 / (area * (1 - area))
     low, high = (1 / (1 + (1 - area) / area * np.exp(side * reach)) for side in (1, -1))
     return Estimate(area, float(low), float(high), n)
 
@@ -83,6 +93,12 @@ def folds_by_prompt(prompts: np.ndarray, seed: int, count: int = 5) -> np.ndarra
     folds = np.empty(different.size, np.int8)
     folds[order] = np.minimum((ends - sizes[order] / 2) * count // max(prompts.size, 1), count - 1)
     return folds[which]
+
+
+def _variance(residuals: np.ndarray, which: np.ndarray) -> float:
+    """Of the mean of what the residuals are of, over the prompts `which` names by number (Taylor linearisation)."""
+    sums = np.bincount(which, weights=residuals)
+    return float(sums @ sums) / residuals.size**2 * sums.size / max(sums.size - 1, 1)
 
 
 def _place(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from demeanor.audit.by_prompt import area_by_prompt, prompt_keys, share_by_prompt
+from demeanor.audit.by_prompt import area_by_prompt, mean_by_prompt, prompt_keys, share_by_prompt
 from demeanor.audit.check import Check, Context, Found, Scope
 from demeanor.audit.linear import hits
 from demeanor.records import Estimate, PreferencePair
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from demeanor.model import ModelSource
 
 UNITS = ("characters", "words", "tokens")
-NUM_BINS = 41  # of a histogram; an odd number, so that one is about 0
+NUM_BINS = 40  # of a histogram, about
 MAX_GROUPS = 50  # in the details
 REMEDY = (
     "`demeanor curate` balances the lengths within each source and behaviour; or train with a length-normalised "
@@ -116,17 +116,22 @@ def _sentence(differences: np.ndarray, unit: str, name: str) -> str:
 
 
 def _unit(sizes: np.ndarray, prompts: np.ndarray, confidence: float) -> dict[str, Any]:
-    """Of one unit: both accuracies, and the mean lengths."""
+    """Of one unit: both accuracies, chosen - rejected in the mean, and the mean lengths."""
     wins = share_by_prompt(hits(sizes[:, 0] - sizes[:, 1]), prompts, confidence)
     area = area_by_prompt(sizes[:, 0], sizes[:, 1], prompts, confidence)
+    difference = mean_by_prompt(sizes[:, 0] - sizes[:, 1], prompts, confidence)
     means = {"chosen": float(sizes[:, 0].mean()), "rejected": float(sizes[:, 1].mean())}
-    return {"longer_wins": wins.to_json(), "area_under_curve": area.to_json(), "mean_length": means}
+    found = {"longer_wins": wins.to_json(), "area_under_curve": area.to_json(), "difference": difference.to_json()}
+    return {**found, "mean_length": means}
 
 
 def _histogram(differences: np.ndarray, unit: str) -> dict[str, Any]:
-    """Of the differences, equal bins about 0; the outer bins hold what lies beyond 99 % of them as well."""
-    end = max(float(np.quantile(np.abs(differences), 0.99)), 1.0)
-    counts, edges = np.histogram(np.clip(differences, -end, end), NUM_BINS, (-end, end))
+    """Of the differences: bins about 0, of as many integers each; the outer ones hold what lies beyond as well."""
+    end = float(np.quantile(np.abs(differences), 0.99))
+    width = 2 * int(end / NUM_BINS) + 1
+    count = 2 * int(np.ceil(max(end - width / 2, 0) / width)) + 1
+    reach = count * width / 2
+    counts, edges = np.histogram(np.clip(differences, -reach, reach), count, (-reach, reach))
     return {"edges": edges.tolist(), "counts": counts.tolist(), "unit": f"chosen - rejected, {unit}", "mark": 0}
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +35,9 @@ from demeanor.records import Estimate
 
 L2 = 0.1  # on rows of mean square 1
 MIN_PROMPTS = 50  # below this nothing is said
-NUM_BINS = 400  # of the margins, for the likelihood
+NUM_BINS = 250  # of the margins, for the likelihood
 MAX_ASKED = 100  # suspects, and as many other pairs, whose margin the base model is asked for
+MOST_RANKED = 200  # in the details
 MEASURE = "rate of flipped labels"
 REMEDY = "look at the ranked pairs (`demeanor review`): swap what is the wrong way round, drop what is a toss-up"
 
@@ -60,7 +62,7 @@ def estimate_flips(margins: np.ndarray, num_prompts: int, confidence: float) -> 
     bins = np.array_split(np.sort(margins), min(NUM_BINS, n))
     centres, weights = np.array([part.mean() for part in bins]), np.array([part.size for part in bins])
     rates = 0.5 * np.linspace(0, 1, 201) ** 2  # finer towards 0
-    scales = np.geomspace(0.01, 100, 241) / (np.abs(margins).mean() or 1.0)
+    scales = np.geomspace(0.02, 50, 121) / (np.abs(margins).mean() or 1.0)
     likelihood = np.empty((rates.size, scales.size))
     for place, scale in enumerate(scales):
         agrees = np.clip(expit(scale * centres), 1e-12, 1)
@@ -133,9 +135,21 @@ def _find(context: Context) -> Iterable[Found]:
         details={
             "accuracy": accuracy.to_json(),
             "confident_learning_rate": confident_learning_rate(margins),
+            "ranked": _ranked(context, suspects[:MOST_RANKED], flips.suspicion, base),
             "histogram": {"edges": edges.tolist(), "counts": counts.tolist(), "unit": "margin for chosen", "mark": 0},
         },
     )
+
+
+def _ranked(
+    context: Context, places: np.ndarray, suspicion: np.ndarray, base: dict[int, float]
+) -> list[dict[str, Any]]:
+    pairs = [(int(place), context.store[int(place)]) for place in places]
+    return [
+        {"id": pair.id, "source": pair.source, "row": pair.row, "suspicion": float(suspicion[place]),
+         "base_margin": base.get(place)}
+        for place, pair in pairs
+    ]  # fmt: skip
 
 
 def _ask(context: Context, suspects: np.ndarray) -> tuple[dict[int, float], str]:
