@@ -84,6 +84,30 @@ def test_a_planted_shortcut_is_found_and_named(tmp_path: Path, mark: str, featur
     assert feature in [item["feature"] for item in finding.details["features"] if item["chosen_has"] == "more"]
 
 
+def test_shortcuts_that_cancel_out_are_found_in_their_sources(tmp_path: Path) -> None:
+    """One source likes what the other dislikes: the whole shows nothing."""
+    files = []
+    for name, side in (("liked", "chosen"), ("disliked", "rejected")):
+        made = [{**row, "prompt": f"{name} {row['prompt']}"} for row in rows(200, len(name))]
+        for row in made[::2]:
+            row[side] += "!"
+        files.append(write_pairs(tmp_path / f"{name}.jsonl", made))
+    groups = {finding.group: finding for finding in audited(files, tmp_path, "surface").findings}
+    assert groups[""].severity == "informs"
+    for name, direction in (("liked", "more"), ("disliked", "less")):
+        finding = groups[f"source {name}.jsonl"]
+        assert (finding.kind, finding.severity) == ("hidden_shortcut", "warns")
+        assert ("exclamation marks", direction) in [
+            (i["feature"], i["chosen_has"]) for i in finding.details["features"]
+        ]
+
+
+def test_sources_without_a_shortcut_raise_no_alarm(tmp_path: Path) -> None:
+    files = [write_pairs(tmp_path / f"{seed}.jsonl", [{**row, "prompt": f"{seed} {row['prompt']}"}
+             for row in rows(120, seed)]) for seed in range(8)]  # fmt: skip
+    assert [finding.group for finding in audited(files, tmp_path, "surface").findings] == [""]
+
+
 def test_pairs_without_a_shortcut_raise_no_alarm(tmp_path: Path) -> None:
     for seed in range(5):
         finding = found(rows(200, seed), tmp_path)

@@ -21,6 +21,12 @@ from demeanor.records import Estimate
 L2 = 10.0  # on columns of mean square 1
 MIN_PROMPTS = 20  # below this nothing is said
 NUM_FEATURES = 10
+MIN_OWN_PROMPTS = 100  # of a source or behaviour, for a model of its own
+MAX_GROUPS = 50
+REMEDY = (
+    "if these features are the behaviour itself, all is well: add pairs in which they go the other way only where they "
+    "are not; if not, rewrite replies so that chosen and rejected share them"
+)
 MEASURE = "accuracy of the surface model on prompts it was not fitted to"
 
 
@@ -34,36 +40,60 @@ def _find(context: Context) -> Iterable[Found]:
         return
     columns, differences = features.design(context)
     folds = folds_by_prompt(prompts, context.scope.seed)
-    margins = out_of_fold(differences, folds, L2)
-    accuracy = share_by_prompt(hits(margins), prompts, confidence)
     length = share_by_prompt(hits(out_of_fold(_sizes(context), folds, L2)), prompts, confidence)
+    accuracy = share_by_prompt(hits(out_of_fold(differences, folds, L2)), prompts, confidence)
     carriers = _carriers(context, columns, differences)
-    assert accuracy.value is not None and accuracy.low is not None
-    severity = "informs"
-    if accuracy.value > context.limits["max_accuracy"] and accuracy.low > 0.5:
-        severity = "blocks" if accuracy.low > context.limits["block_accuracy"] else "warns"
-    groups = {
-        name: share_by_prompt(hits(margins[mask]), prompts[mask], confidence).to_json()
-        for name, mask in context.groups()
-        if mask.any()
+    groups = _groups(context, prompts)
+    shared = 1 - (1 - confidence) / max(len(groups), 1)  # the groups are asked at once: Bonferroni
+    own = {
+        name: share_by_prompt(hits(out_of_fold(differences[mask], folds[mask], L2)), prompts[mask], shared)
+        for name, mask in groups
     }
-    yield Found(
-        kind="shortcut",
+    severity = _severity(accuracy, context)
+    details = {"length_alone": length.to_json(), "groups": {name: share.to_json() for name, share in own.items()}}
+    told = f" (length alone in {length.value:.0%})"
+    yield _found("shortcut", "", severity, accuracy, told, carriers, details)
+    if severity != "informs":
+        return
+    for name, mask in groups:  # shortcuts that point in opposite directions cancel out in the whole
+        if (severity := _severity(own[name], context)) != "informs":
+            told = f", in {name} alone; in the whole it does not show ({accuracy.value:.0%})"
+            found = _carriers(context, columns, differences[mask])
+            yield _found("hidden_shortcut", name, severity, own[name], told, found, {})
+
+
+def _groups(context: Context, prompts: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """The largest sources and behaviours that are large enough for a model of their own."""
+    known = [group for group in context.groups()[1:] if np.unique(prompts[group[1]]).size >= MIN_OWN_PROMPTS]
+    return sorted(known, key=lambda group: -int(group[1].sum()))[:MAX_GROUPS]
+
+
+def _severity(accuracy: Estimate, context: Context) -> str:
+    if (accuracy.value or 0) <= context.limits["max_accuracy"] or (accuracy.low or 0) <= 0.5:
+        return "informs"
+    return "blocks" if (accuracy.low or 0) > context.limits["block_accuracy"] else "warns"
+
+
+def _found(
+    kind: str, group: str, severity: str, accuracy: Estimate, told: str, carriers: list[dict[str, Any]],
+    details: dict[str, Any],
+) -> Found:  # fmt: skip
+    sides = {side: [i["feature"] for i in carriers if i["chosen_has"] == side] for side in ("more", "less")}
+    named = [f"chosen has {side} of: {', '.join(found)}" for side, found in sides.items() if found]
+    what = f"surface features alone tell chosen from rejected in {accuracy.value:.0%} of the pairs{told}"
+    bars = {
+        "bars": [[item["feature"], item["weight"]] for item in carriers],
+        "unit": "weight; above 0: chosen has more",
+    }
+    return Found(
+        kind=kind,
         severity=severity,
-        what=_sentence(accuracy, length, carriers),
+        what="; ".join([what, *named]),
         measure=MEASURE,
         estimate=accuracy,
-        remedy="none needed"
-        if severity == "informs"
-        else "if these features are the behaviour itself, all is well: add pairs in which they go the other way only "
-        "where they are not; if not, rewrite replies so that chosen and rejected share them",
-        details={
-            "length_alone": length.to_json(),
-            "features": carriers,
-            "groups": groups,
-            "bars": [[item["feature"], item["weight"]] for item in carriers],
-            "unit": "weight; above 0: chosen has more of it",
-        },
+        remedy="none needed" if severity == "informs" else REMEDY,
+        group=group,
+        details={**details, "features": carriers, **bars},
     )
 
 
@@ -92,13 +122,6 @@ def _carriers(context: Context, columns: list[int | str], differences: Any) -> l
         for place in best
         if carried[place] > 0
     ]
-
-
-def _sentence(accuracy: Estimate, length: Estimate, carriers: list[dict[str, Any]]) -> str:
-    sides = {side: [i["feature"] for i in carriers if i["chosen_has"] == side] for side in ("more", "less")}
-    named = [f"chosen has {side} of: {', '.join(found)}" for side, found in sides.items() if found]
-    told = f"surface features alone tell chosen from rejected in {accuracy.value:.0%} of the pairs"
-    return "; ".join([f"{told} (length alone in {length.value:.0%})", *named])
 
 
 CHECK = Check(
