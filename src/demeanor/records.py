@@ -51,8 +51,9 @@ class PreferencePair(Record):
 
     A reply that was labelled on its own, good (y_w) or bad (y_l), has "" on the other side. `id` depends on the texts
     alone. `row` is the row of `source` it was read from, counted from 1; `attack` names the family of the attack that
-    the prompt is, `annotator` who compared the replies. `confidence`, how sure the label is, is kept; no loss uses it. Pairs made of one ranked list have the
-    same `list_id`, and `weight` is how much one of them counts beside the others of its list (`curate.loss_weights`).
+    the prompt is, `annotator` who compared the replies. `confidence`, how sure the label is, is kept; no loss uses it.
+    Pairs made of one ranked list have the same `list_id`, and `weight` is how much one of them counts beside the others
+    of its list (`curate.loss_weights`).
     """
 
     id: str

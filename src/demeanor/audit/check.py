@@ -28,6 +28,8 @@ class Scope:
     """What an audit is about besides the pairs; it goes to every process.
 
     `benchmarks` are files of prompts that no pair may repeat, `heldout` files of pairs that are not trained on.
+    `margins` gives the model's own margin of each of some pairs, log p(chosen) / tokens - log p(rejected) / tokens in
+    nats, None where a pair cannot be scored; it is sent to other processes too, so it is a function that pickle takes.
     """
 
     contract: Contract | None = None
@@ -37,6 +39,7 @@ class Scope:
     confidence: float = 0.95
     seed: int = 0
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # check -> limit -> value, all of them
+    margins: Callable[[Sequence[PreferencePair]], Sequence[float | None]] | None = None
 
 
 # A function at the top of a module: one block of pairs, in their order -> what a check needs of them.

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from demeanor.audit import conflicts, duplicates, leakage, shape
+from demeanor.audit import (
+    budget,
+    conflicts,
+    coverage,
+    duplicates,
+    knowledge,
+    leakage,
+    length,
+    noise,
+    private,
+    safety,
+    shape,
+    surface,
+)
 from demeanor.audit.check import Check
 
-CHECKS: tuple[Check, ...] = (shape.CHECK, duplicates.CHECK, conflicts.CHECK, leakage.CHECK)
+CHECKS: tuple[Check, ...] = (
+    shape.CHECK,
+    length.CHECK,
+    surface.CHECK,
+    duplicates.CHECK,
+    conflicts.CHECK,
+    leakage.CHECK,
+    noise.CHECK,
+    safety.CHECK,
+    knowledge.CHECK,
+    private.CHECK,
+    budget.CHECK,
+    coverage.CHECK,
+)
+

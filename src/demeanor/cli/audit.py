@@ -48,11 +48,13 @@ def command(
       demeanor audit pairs.jsonl --model Qwen/Qwen3-0.6B
     """
     import tempfile
+    from functools import partial
 
     from demeanor.audit import CHECKS, Scope, audit_pairs
     from demeanor.cli.console import print_json
     from demeanor.contract import load_contract
     from demeanor.errors import InputError
+    from demeanor.measure.margins import pair_margins
     from demeanor.model import find_model
     from demeanor.pairs import PairStore
 
@@ -70,7 +72,8 @@ def command(
     if not named:
         raise InputError("no pairs were named", remedy="demeanor audit pairs.jsonl, or --contract contract.yaml")
     found = find_model(model) if model else find_model(promised.model, revision=promised.revision) if promised else None
-    scope = Scope(promised, found, tuple(heldout or ()), tuple(benchmark or ()))
+    asked = partial(pair_margins, found, promised) if found else None
+    scope = Scope(promised, found, tuple(heldout or ()), tuple(benchmark or ()), margins=asked)
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         store = PairStore.collect(map(common.pairs_file, named), Path(folder), split=split, limit=limit)
         audit = audit_pairs(store, scope, only=only or (), skip=skip or (), progress=progress)
