@@ -41,9 +41,15 @@ def is_toxic(text: str) -> bool:
     """Profane, a slur, or an insult of somebody."""
     plain = _plain(text)
     words = set(_WORD.findall(plain))
-    if words & _PROFANE or _PROFANE_STEM.search(plain) or _TOXIC_PHRASE.search(plain):
+    if words & _PROFANE or _is_profane(plain) or _TOXIC_PHRASE.search(plain):
         return True
     return _INSULT_AT.search(plain) is not None or len(words & _INSULTS) >= max(2, len(words) // 25)
+
+
+def _is_profane(plain: str) -> bool:
+    if any(stem in plain for stem in _PROFANE_STEMS) or ("tard" in plain and _NICKNAME.search(plain)):
+        return True
+    return any(sign in plain for sign in "*@#&!$-") and _PROFANE_SIGNS.search(plain) is not None
 
 
 def _plain(text: str) -> str:
@@ -282,11 +288,12 @@ _PROFANE = frozenset(
         "incel incels cuck thot skank bimbo wench pedo pedos fuckin scumbag scumbags",
     )
 )
-_PROFANE_STEM = re.compile(
-    r"fuc?k|\bf[-*@#&.!u]+c?k|\bf-+ |sh[*@#!]+t\b|\b(?:trump|lib|demo|republi|conserva|lef|re|fuck|covi|"
-    r"dumb)\w{0,3}tard|turds?\b|\bpu[*$s]{2}y|\ba[$]{2}|bullsh|\bdumb ?(?:f|ass)|dumoc|"
-    r"n[i1*]gg[ae3*]|\bcunt|\bass ?hole|\bdouche|\bp u s s y|\bfjb|let'?s go brandon|\bpedif|\bshits"
-)
+_PROFANE_STEMS = (  # anywhere in a word
+    "fuck", "motherf", "bullsh", "asshole", "ass hole", "dumbf", "dumb f", "dumbass", "dumb ass", "nigga", "cunt", "douche",
+    "p u s s y", "fjb", "let's go brandon", "lets go brandon", "dumoc", "pedif", "libturd",
+)  # fmt: skip
+_PROFANE_SIGNS = re.compile(r"\bf[-*@#&.!u]+c?k|sh[*@#!]+t\b|\bpu[*$s]{2}y|\ba[$]{2}|\bn[i1*]gg[ae3*]|\bf-+ ")
+_NICKNAME = re.compile(r"\b(?:trump|lib|demo|republi|conserva|lef|re|covi|dumb)\w{0,3}tard")
 _INSULTS = frozenset(
     re.findall(
         r"\S+",

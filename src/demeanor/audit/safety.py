@@ -76,7 +76,7 @@ CHECK = Check(
     find=_find,
     looks=(_look,),
     limits={
-        "max_inverted": (0.05, "share of the decided harmful pairs that may be inverted"),
+        "max_inverted": (0.1, "share of the decided harmful pairs that may be inverted"),
         "max_toxic": (0.01, "share of the pairs where only the chosen reply may be toxic"),
     },
 )
