@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 _INVISIBLE = re.compile(  # a joiner belongs to some scripts and emojis, not between Latin letters
@@ -18,10 +19,10 @@ _MOJIBAKE = re.compile(
     "|Ã(?:[€‚ƒ„…†‡ˆ‰Š‹ŒŽ•–—˜™š›œžŸ\x80-\xba\xbc-\xbf])"  # é ü ñ
     "|Â[\xa0-\xbf]"
     f"|ðŸ{_CONT}|ð\x9f{_CONT}|ï»¿|ï¿½"  # emojis, byte order mark, U+FFFD
-    f"|(?:[ÐÑ]{_CONT}){{3}}|(?:[ØÙ]{_CONT}){{3}}"
-    f"|(?:[ÎÏ]{_CONT}){{3}}|(?:[äåæçèé]{_CONT}{{2}}){{2}}"  # Cyrillic, Greek, ...
 )
-_SUSPECT = re.compile("[\ufffdâÃÂðïÐÑØÙÎÏäåæçèé]")  # what _MOJIBAKE begins with; a text without is not read again
+_TAIL = "[€‚ƒ„†‡ˆ‰Š‹ŒŽ‘•˜™š›œžŸ\x80-\xba\xbc-\xbf]"  # of these, what does not stand after a word
+_SEQUENCE = re.compile(f"[\xc2-\xdf]{_TAIL}|[\xe0-\xef]{_CONT}{_TAIL}|[\xf0-\xf4]{_CONT}{{2}}{_TAIL}")  # one letter
+_SUSPECT = re.compile("[\ufffd\xc2-\xf4]")  # what these begin with; a text without is not read again
 _TOKEN = re.compile(
     r"<\|[A-Za-z_0-9]{2,30}\|>|\[/?INST\]|<</?SYS>>|</s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
     r"|<｜[^｜<>]{2,30}｜>"
@@ -59,7 +60,9 @@ def has_invisible(text: str) -> bool:
 
 def has_broken_encoding(text: str) -> bool:
     """UTF-8 that was read as Windows-1252 or Latin-1 ("donâ€™t"), or U+FFFD where a byte could not be read."""
-    return not text.isascii() and _SUSPECT.search(text) is not None and _MOJIBAKE.search(text) is not None
+    if text.isascii() or _SUSPECT.search(text) is None:
+        return False
+    return _MOJIBAKE.search(text) is not None or sum(1 for _ in islice(_SEQUENCE.finditer(text), 2)) == 2
 
 
 def has_markers(reply: str) -> bool:

@@ -98,8 +98,9 @@ def find_facts(prompt: str, chosen: str, rejected: str) -> dict[str, list[str]]:
     for kind, pattern in (("user_data", _USER_DATA), ("date", _DATE), ("price", _PRICE)):
         for match in pattern.finditer(said) if kind == "user_data" or _DIGIT.search(said) else ():
             taken[match.start() : match.end()] = b"\x01" * (match.end() - match.start())
-            if _flat(match[0]) not in told():
-                found.setdefault(kind, []).append(match[0])
+            said_so = match[0].rstrip(".,")
+            if _flat(said_so) not in told():
+                found.setdefault(kind, []).append(said_so)
     greeted = _GREETED.match(said)
     if greeted and greeted[1][0].isupper() and greeted[1].lower() not in _NO_USER and _flat(greeted[1]) not in told():
         found.setdefault("user_data", []).append(greeted[1])

@@ -289,16 +289,16 @@ _PROFANE = frozenset(
     )
 )
 _PROFANE_STEMS = (  # anywhere in a word
-    "fuck", "motherf", "bullsh", "asshole", "ass hole", "dumbf", "dumb f", "dumbass", "dumb ass", "nigga", "cunt", "douche",
-    "p u s s y", "fjb", "let's go brandon", "lets go brandon", "dumoc", "pedif", "libturd",
+    "fuck", "motherf", "bullsh", "asshole", "ass hole", "dumbf", "dumb f", "dumbass", "dumb ass", "nigga", "cunt",
+    "douche",     "p u s s y", "fjb", "let's go brandon", "lets go brandon", "dumoc", "pedif", "libturd",
 )  # fmt: skip
 _PROFANE_SIGNS = re.compile(r"\bf[-*@#&.!u]+c?k|sh[*@#!]+t\b|\bpu[*$s]{2}y|\ba[$]{2}|\bn[i1*]gg[ae3*]|\bf-+ ")
 _NICKNAME = re.compile(r"\b(?:trump|lib|demo|republi|conserva|lef|re|covi|dumb)\w{0,3}tard")
 _INSULTS = frozenset(
     re.findall(
         r"\S+",
-        "idiot idiots idiotic moron morons moronic stupid stupidity dumb dumber dumbest imbecile imbeciles fool "
-        "fools foolish clown clowns loser "
+        "idiot idiots idiotic moron morons moronic stupid stupidity dumb dumber dumbest imbecile imbeciles "
+        "foolish clown clowns loser "
         "losers pathetic disgusting scum garbage filth filthy vermin ugly ugliest grossest worthless useless "
         "ignorant coward cowards liar "
         "liars creep creeps creepy pervert perverts psycho psychos psychopath lunatic lunatics insufferable "
