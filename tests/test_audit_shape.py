@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from demeanor.audit import audit_pairs
-from demeanor.audit.damage import has_broken_encoding, has_control, has_invisible, has_markers, is_cut
+from demeanor.audit.damage import (
+    has_broken_encoding,
+    has_control,
+    has_invisible,
+    has_markers,
+    is_cut,
+    is_unended,
+)
 from demeanor.audit.language import is_mixed, language_of
 from demeanor.audit.shape import alternates
 from demeanor.pairs import PairStore
@@ -189,6 +196,25 @@ def test_the_check_names_the_pairs_and_the_side(tmp_path: Path) -> None:
     assert audit(rows, tmp_path)["cut_off"][0].severity == "blocks"
 
 
+def test_a_missing_end_tells_where_the_others_have_one(tmp_path: Path) -> None:
+    cut = "You can loosen both of the screws a quarter"
+    assert is_unended(cut) and not is_cut(cut)
+    for whole in (
+        cut + ".",
+        "They are these:\n- a driver of the right size for it",
+        "Iron\nGold",
+        SOUND["zh"],
+        cut + " :)",
+    ):
+        assert not is_unended(whole)
+    rows = [{"prompt": f"Why? {n}", "chosen": SOUND["en"], "rejected": "Oil it."} for n in range(20)]
+    rows[4]["chosen"] = cut
+    assert audit(rows, tmp_path)["cut_off"][1] == [4]
+    for row in rows[:9]:
+        row["chosen"] = cut
+    assert audit(rows, tmp_path) == {}
+
+
 def test_a_set_in_another_language_is_sound(tmp_path: Path) -> None:
     rows = [{"prompt": f"Warum? {n}", "chosen": SOUND["de"], "rejected": "Nein."} for n in range(20)]
     assert audit(rows, tmp_path) == {}
@@ -206,8 +232,8 @@ def test_real_sets(tmp_path: Path) -> None:
         store.mkdir()
         result = audit_pairs(PairStore.collect([shared(f"data/{name}")], store), only=["shape"])
         found[store.name] = {finding.kind: finding.num_pairs for finding in result.findings}
-    assert found["hh-rlhf"] == {"empty_reply": 4, "prompts_differ": 4, "markers": 26, "cut_off": 84, "alternation": 4}
-    assert found["polite-rude"] == {"chosen_and_rejected_are_identical": 6, "language": 1}
+    assert found["hh-rlhf"] == {"empty_reply": 4, "prompts_differ": 4, "markers": 26, "cut_off": 221, "alternation": 4}
+    assert found["polite-rude"] == {"chosen_and_rejected_are_identical": 6, "language": 1, "cut_off": 2}
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ _DANGLING = re.compile(
     r"(?<!vitamin )(?<!plan )(?<!grade )a))\Z"
 )
 _EMPTY_ITEM = re.compile(r"\n[ \t]{0,8}(?:[-*•]|\d{1,2}[.)])\Z")
+_ENDED = re.compile(r"(?:[.!?…\"'’”)\]}>*`。！？»:;~|^_=-]|[^\w\s,(\[{/&+])\Z")  # punctuation, a bracket, an emoji
+_ITEM = re.compile(r"[ \t]*(?:[-*•#|]|\d{1,3}[.)]|\w+:)")
 _MIN_CUT = 40  # characters; a shorter reply may well end on such a word
 
 
@@ -78,3 +80,10 @@ def is_cut(reply: str) -> bool:
     if reply.count("```") % 2:
         return True
     return _DANGLING.search(end) is not None or _EMPTY_ITEM.search(end) is not None
+
+
+def is_unended(reply: str) -> bool:
+    """Is its last line running text without punctuation at its end? That tells something where others do end so."""
+    end = reply.rstrip()[-400:]
+    line = end[end.rfind("\n") + 1 :]
+    return len(reply) >= _MIN_CUT and len(line.split()) >= 6 and not (_ENDED.search(line) or _ITEM.match(line))

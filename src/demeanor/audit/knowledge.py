@@ -122,19 +122,13 @@ _READ = 20_000  # characters of a reply that are read
 def _new_names(said: str, both: str) -> list[str]:
     names = []
     for match in _NAME.finditer(said):
-        if match[0].lower() not in _NO_NAME and not _in_a_title(said, match.start()):
+        before = said[max(0, match.start() - 40) : match.start()].split()[-1]
+        if before[0].islower() and match[0].lower() not in _NO_NAME:  # else in a heading, or the rest of a name
             names.append(match[0])
     if not names:
         return names
     known = {word.lower() for word in _WORD.findall(both)} | {word for word in _WORD.findall(said) if word.islower()}
     return [name for name in dict.fromkeys(names) if not known & {name.lower(), name.lower() + "s", name.lower()[:-1]}]
-
-
-def _in_a_title(said: str, place: int) -> bool:
-    """Is most of what stands around capitalised, as in a heading, or quoted, as the label of a button is?"""
-    around = said[max(0, place - 60) : place + 60].replace("\n", " . ").split()
-    capitals = sum(word[0].isupper() for word in around if word[0].isalpha())
-    return 2 * capitals > sum(word[0].isalpha() for word in around)
 
 
 def _is_item(said: str, match: re.Match[str]) -> bool:

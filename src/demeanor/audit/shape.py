@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from demeanor.audit.check import Check, Context, Found, Scope
-from demeanor.audit.damage import has_broken_encoding, has_control, has_invisible, has_markers, is_cut
+from demeanor.audit.damage import has_broken_encoding, has_control, has_invisible, has_markers, is_cut, is_unended
 from demeanor.audit.language import LANGUAGES, NAMES, is_mixed, language_of
 from demeanor.pairs.reasons import REMEDIES
 from demeanor.records import Message, PreferencePair
@@ -45,8 +45,9 @@ _OF_REPLIES = {
     ),
 }
 _TESTS = {**_OF_ALL, **_OF_REPLIES}
-_BITS = {kind: 1 << place for place, kind in enumerate((*_TESTS, "alternation", "mixed_language"))}
+_BITS = {kind: 1 << place for place, kind in enumerate((*_TESTS, "alternation", "mixed_language", "unended"))}
 _CODES = {code: number for number, code in enumerate(LANGUAGES)}
+_UNENDED = 0.1  # where so few replies end without punctuation, those that do were cut
 _MAIN = 0.9  # share of the known replies that makes a language the set's
 
 
@@ -62,6 +63,7 @@ def _look(pairs: Sequence[PreferencePair], scope: Scope) -> dict[str, np.ndarray
                 marks[number, side] |= _BITS[kind] * test(text)
             if side:
                 marks[number, side] |= _BITS["mixed_language"] * is_mixed(text, prompt)
+                marks[number, side] |= _BITS["unended"] * is_unended(text)
             languages[number, side] = _CODES[language_of(text if side else pair.prompt[-1].content)]
         marks[number, 0] |= _BITS["alternation"] * (not alternates(pair.prompt))
         asks[number] = NAMES.search(prompt[-4000:]) is not None or NAMES.search(prompt[:4000]) is not None
@@ -78,6 +80,9 @@ def alternates(prompt: Sequence[Message]) -> bool:
 def _find(context: Context) -> Iterable[Found]:
     yield from _unusable(context)
     marks = context.column(_look, "marks").reshape(-1, len(SIDES)).astype(np.uint8)
+    unended = (marks & _BITS["unended"]) != 0
+    if unended[:, 1:].mean() <= _UNENDED:
+        marks[unended] |= _BITS["cut_off"]
     for kind, (_, words, remedy) in _TESTS.items():
         yield from _damaged(context, kind, (marks & _BITS[kind]) != 0, f"hold {words}", remedy)
     remedy = "merge turns of one role, and put the system turn first: chat templates refuse or garble others"
