@@ -232,8 +232,8 @@ def test_real_sets(tmp_path: Path) -> None:
         store.mkdir()
         result = audit_pairs(PairStore.collect([shared(f"data/{name}")], store), only=["shape"])
         found[store.name] = {finding.kind: finding.num_pairs for finding in result.findings}
-    assert found["hh-rlhf"] == {"empty_reply": 4, "prompts_differ": 4, "markers": 26, "cut_off": 221, "alternation": 4}
-    assert found["polite-rude"] == {"chosen_and_rejected_are_identical": 6, "language": 1, "cut_off": 2}
+    assert found["hh-rlhf"] == {"empty_reply": 4, "prompts_differ": 4, "markers": 26, "cut_off": 226, "alternation": 4}
+    assert found["polite-rude"] == {"chosen_and_rejected_are_identical": 6, "language": 1, "cut_off": 4}
 
 
 @pytest.mark.parametrize(

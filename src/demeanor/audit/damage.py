@@ -44,7 +44,7 @@ _DANGLING = re.compile(
 _EMPTY_ITEM = re.compile(r"\n[ \t]{0,8}(?:[-*•]|\d{1,2}[.)])\Z")
 _ENDED = re.compile(r"(?:[.!?…\"'’”)\]}>*`。！？»:;~|^_=-]|[^\w\s,(\[{/&+])\Z")  # punctuation, a bracket, an emoji
 _ITEM = re.compile(r"[ \t]*(?:[-*•#|]|\d{1,3}[.)]|\w+:)")
-_MIN_CUT = 40  # characters; a shorter reply may well end on such a word
+_MIN_CUT = 6  # words; a shorter reply may well end on such a word
 
 
 def has_control(text: str) -> bool:
@@ -75,7 +75,7 @@ def has_markers(reply: str) -> bool:
 def is_cut(reply: str) -> bool:
     """Does it stop in the middle: at a comma, an open bracket, a word that needs another, an empty item, open code?"""
     end = reply[-200:].rstrip()
-    if len(reply) < _MIN_CUT or not end:
+    if len(end.split()) < _MIN_CUT:
         return False
     if reply.count("```") % 2:
         return True
@@ -86,4 +86,4 @@ def is_unended(reply: str) -> bool:
     """Is its last line running text without punctuation at its end? That tells something where others do end so."""
     end = reply.rstrip()[-400:]
     line = end[end.rfind("\n") + 1 :]
-    return len(reply) >= _MIN_CUT and len(line.split()) >= 6 and not (_ENDED.search(line) or _ITEM.match(line))
+    return len(line.split()) >= _MIN_CUT and not (_ENDED.search(line) or _ITEM.match(line))
