@@ -52,8 +52,9 @@ def audited(rows: Sequence[Row], check: str, heldout: Sequence[Row] = ()) -> tup
     with tempfile.TemporaryDirectory(prefix="demeanor-") as name:
         folder = Path(name)
         _write(folder / "pairs.jsonl", rows)
-        _write(folder / "heldout.jsonl", heldout)
-        files = {"heldout": (str(folder / "heldout.jsonl"),), "benchmarks": (str(folder / "heldout.jsonl"),)}
+        files = {"heldout": (str(folder / "heldout.jsonl"),), "benchmarks": (str(folder / "benchmarks.jsonl"),)}
+        for place, file in enumerate(files):  # half of the held-out rows each
+            _write(folder / f"{file}.jsonl", heldout[place::2])
         contract = load_contract(starter_contract(), ("training.max_length=256",)) if check in WITH_CONTRACT else None
         model = find_model("starter") if check == "budget" else None
         (folder / "store").mkdir()
@@ -74,20 +75,23 @@ def planted(
     rows: Sequence[Row], faults: Sequence[Fault], rate: float, seed: int, others: Sequence[Row] = ()
 ) -> tuple[list[Row], dict[str, set[int]]]:
     """`rows` with each fault in round(rate * len(rows)) rows of the second half, and in which. The faults that need
-    another row take one of `others`, or of the first half."""
+    another row take one of the first half, or of `others`: of their odd places for a benchmark, else of the even ones.
+    Rows that belong to a planted one go to the end."""
     rng, found = random.Random(seed), copy.deepcopy(list(rows))
     half, count = len(found) // 2, max(1, round(rate * len(found)))
     if count * len(faults) > len(found) - half:
         raise ValueError(f"{len(faults)} faults at a rate of {rate} do not fit into half of {len(found)} rows")
     free = rng.sample(range(half, len(found)), count * len(faults))
     places: dict[str, set[int]] = {}
-    sources = list(others) or found[:half]
+    sources = {kind: list(others[kind::2]) or found[:half] for kind in (0, 1)}
+    extra: list[Row] = []
     for number, fault in enumerate(faults):
         own = free[number * count : (number + 1) * count]
         for place in own:
-            fault.plant(found[place], copy.deepcopy(sources), rng)
+            own_sources = copy.deepcopy(sources[fault.name.startswith("benchmark")])
+            extra += fault.plant(found[place], own_sources, rng) or []
         places[fault.name] = set(own)
-    return found, places
+    return found + extra, places
 
 
 def measure_rows(faults: Sequence[Fault], rows: Sequence[Row], rate: float, seeds: int) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
-Plant = Callable[[Row, list[Row], random.Random], None]  # the row to change, untouched earlier rows, draws
+# the row to change, untouched earlier rows, draws -> rows that belong to it and go to the end of the file
+Plant = Callable[[Row, list[Row], random.Random], "list[Row] | None"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _copy(row: Row, others: list[Row], rng: random.Random) -> None:
 
 def _nearly_copy(row: Row, others: list[Row], rng: random.Random) -> None:
     row.update(max(rng.sample(others, 20), key=lambda other: len(other["chosen"]) + len(other["rejected"])))
-    row["chosen"] += " Thanks."
+    row["chosen"] += f" Thanks{rng.randrange(10**6)}."
 
 
 def _same_prompt(row: Row, others: list[Row], rng: random.Random) -> None:
@@ -92,7 +93,29 @@ def _same_prompt(row: Row, others: list[Row], rng: random.Random) -> None:
 
 
 def _near_prompt(row: Row, others: list[Row], rng: random.Random) -> None:
-    row["prompt"] = max(rng.sample(others, 20), key=lambda other: len(other["prompt"]))["prompt"] + " Please."
+    row["prompt"] = max(rng.sample(others, 20), key=lambda other: len(other["prompt"]))["prompt"]
+    row["prompt"] += f" Please{rng.randrange(10**6)}."
+
+
+def _cycle(row: Row, others: list[Row], rng: random.Random) -> list[Row]:
+    """A over B stands there; this row says B over C, another one C over A."""
+    other, third = rng.choice(others), row["chosen"]
+    row.update(prompt=other["prompt"], chosen=other["rejected"], rejected=third)
+    return [{"prompt": other["prompt"], "chosen": third, "rejected": other["chosen"]}]
+
+
+def _disputed(row: Row, others: list[Row], rng: random.Random) -> list[Row]:
+    """Another annotator says the opposite."""
+    row["annotator"] = "ann"
+    return [{**row, "chosen": row["rejected"], "rejected": row["chosen"], "annotator": "bob"}]
+
+
+def _quoted(row: Row, others: list[Row], rng: random.Random) -> None:
+    """A prompt of the others in the middle of a longer one."""
+    prompt = max(rng.sample(others, 20), key=lambda other: len(other["prompt"]))["prompt"]
+    row["prompt"] = (
+        f"{row['prompt']} My friend asked you this yesterday: {prompt} What do you say to her? {row['prompt']}"
+    )
 
 
 def _other_way_round(row: Row, others: list[Row], rng: random.Random) -> None:
@@ -145,6 +168,8 @@ ROW_FAULTS = (
     Fault("duplicates", "prompts_nearly_repeated", _near_prompt),
     Fault("duplicates", "chosen_rejected_elsewhere", _loses_elsewhere),
     Fault("conflicts", "opposed", _other_way_round),
+    Fault("conflicts", "cycles", _cycle),
+    Fault("conflicts", "annotators_disagree", _disputed),
     Fault("safety", "inverted", _swap_in),
     Fault(
         "safety",
@@ -201,8 +226,10 @@ ROW_FAULTS = (
     ),
     Fault("leakage", "heldout_exact", _same_prompt),
     Fault("leakage", "heldout_near", _near_prompt),
+    Fault("leakage", "heldout_overlap", _quoted, ("heldout_overlap", "heldout_near")),
     Fault("leakage", "benchmark_exact", _same_prompt),
     Fault("leakage", "benchmark_near", _near_prompt),
+    Fault("leakage", "benchmark_overlap", _quoted, ("benchmark_overlap", "benchmark_near")),
     Fault("private", "email", _into("write to ann.lee{n}@mail.acme.com", sides=("prompt", "chosen", "rejected"))),
     Fault("private", "phone", _into("(212) 555-{n}", "+44 20 7946 {n}", sides=("prompt", "chosen", "rejected"))),
     Fault("private", "card", _into("4111 1111 1111 1111", "5500005555555559", "378282246310005")),
