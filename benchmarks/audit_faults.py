@@ -114,22 +114,32 @@ def measure_rows(faults: Sequence[Fault], rows: Sequence[Row], rate: float, seed
 
 
 def measure_set(fault: SetFault, rows: Sequence[Row], seeds: int) -> dict[str, Any]:
-    found = false = 0
+    """The line of a fault; where the check names rows, also which share of the changed ones (`rows_found`), and which
+    share of those that it names was changed (`rows_right`)."""
+    found = false = hits = num_changed = num_named = 0
     for seed in range(seeds):
         rng, own = random.Random(seed), copy.deepcopy(list(rows))
         if fault.before is not None:
             fault.before(own, rng)
         false += _warns(audited(own, fault.check)[0], fault)
+        before = copy.deepcopy(own)
         fault.plant(own, rng)
-        found += _warns(audited(own, fault.check)[0], fault)
-    return _line(fault, seeds, found / seeds, false / seeds, seeds)
+        audit, all_named = audited(own, fault.check)
+        found += _warns(audit, fault)
+        named = _named(all_named, fault)
+        changed = {place for place, (old, new) in enumerate(zip(before, own, strict=False)) if old != new}
+        hits, num_changed, num_named = hits + len(named & changed), num_changed + len(changed), num_named + len(named)
+    line = _line(fault, seeds, found / seeds, false / seeds, seeds)
+    if num_named and num_changed:
+        line |= {"rows_found": round(hits / num_changed, 4), "rows_right": round(hits / num_named, 4)}
+    return line
 
 
 def _warns(audit: Audit, fault: SetFault) -> bool:
     return any(finding.kind in fault.counted and finding.severity != "informs" for finding in audit.findings)
 
 
-def _named(named: dict[str, set[int]], fault: Fault) -> set[int]:
+def _named(named: dict[str, set[int]], fault: Fault | SetFault) -> set[int]:
     return set().union(*(named.get(kind, set()) for kind in fault.counted))
 
 
@@ -172,6 +182,11 @@ def main() -> None:
         print(
             f"{line['check']:12}{line['kind']:36}{line['planted']:>8,} {line['unit']}{line['found']:>9.1%}"
             f"{line['clean']:>7,} {line['unit']}{line['false_alarms']:>9.2%}"
+            + (
+                f"  rows: {line['rows_found']:.1%} named, {line['rows_right']:.1%} right"
+                if "rows_found" in line
+                else ""
+            )
         )
     if not options.only:
         result = {"seeds": options.seeds, "rate": options.rate, "lines": lines}
