@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +77,15 @@ class Tokenizer:
         Raises:
             Refused: the template renders the prompt differently once a reply follows, or a special token is spelt.
         """
+        return self._reply(
+            messages, text, system, self._render(with_system(messages, system), add_generation_prompt=True)
+        )
+
+    def _reply(self, messages: tuple[Message, ...], text: str, system: str | None, prompt: list[int]) -> list[int]:
+        """`reply`, after the tokens of the prompt, so that they are made once for all replies."""
         self._check(text)
-        turns = with_system(messages, system)
-        prompt = self._render(turns, add_generation_prompt=True)
-        whole = self._render((*turns, Message("assistant", text)), add_generation_prompt=False)
+        turns = (*with_system(messages, system), Message("assistant", text))
+        whole = self._render(turns, add_generation_prompt=False)
         if whole[: len(prompt)] != prompt:
             raise Refused("the prompt's tokens change when the reply follows")
         reply = whole[len(prompt) :]
@@ -106,27 +111,34 @@ class Tokenizer:
         Raises:
             Refused: by a rule, or because the replies alone and the last turn do not fit.
         """
-        texts = pair.chosen, pair.rejected
-        messages, cut = self.fit(pair.prompt, tuple(text for text in texts if text), system, max_length)
-        prompt = self.prompt(messages, system)
-        chosen, rejected = (self.reply(messages, text, system) if text else [] for text in texts)
+        texts = [text for text in (pair.chosen, pair.rejected) if text]
+        _, cut, prompt, replies = self._fitted(pair.prompt, texts, system, max_length)
+        found = iter(replies)
+        chosen, rejected = (next(found) if text else [] for text in (pair.chosen, pair.rejected))
         if chosen == rejected:
             raise Refused("chosen and rejected have the same tokens")
         return TokenizedPair(pair.id, prompt, chosen, rejected, cut, pair.list_id, pair.weight)
 
     def fit(
-        self, messages: tuple[Message, ...], replies: tuple[str, ...], system: str | None, max_length: int | None
+        self, messages: tuple[Message, ...], replies: Sequence[str], system: str | None, max_length: int | None
     ) -> tuple[tuple[Message, ...], int]:
         """The prompt without as many of its oldest turns as it takes for every reply to fit, and how many these were.
 
         Raises:
             Refused: a reply does not fit even after the last turn alone.
         """
+        return self._fitted(messages, replies, system, max_length)[:2]
+
+    def _fitted(
+        self, messages: tuple[Message, ...], replies: Sequence[str], system: str | None, max_length: int | None
+    ) -> tuple[tuple[Message, ...], int, list[int], list[list[int]]]:
+        """`fit`, with the tokens of the prompt and of each reply."""
         shorter: tuple[Message, ...] | None = messages
         while shorter is not None:
-            longest = max((len(self.reply(shorter, text, system)) for text in replies), default=0)
-            if max_length is None or len(self.prompt(shorter, system)) + longest <= max_length:
-                return shorter, len(messages) - len(shorter)
+            prompt = self.prompt(shorter, system)
+            ids = [self._reply(shorter, text, system, prompt) for text in replies]
+            if max_length is None or len(prompt) + max(map(len, ids), default=0) <= max_length:
+                return shorter, len(messages) - len(shorter), prompt, ids
             shorter = without_oldest_turns(shorter)
         raise Refused(f"longer than max_length even with its last turn alone (max_length={max_length})")
 

@@ -32,4 +32,3 @@ CHECKS: tuple[Check, ...] = (
     budget.CHECK,
     coverage.CHECK,
 )
-
