@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from demeanor.audit import shape
+from demeanor.audit import private, shape
 from demeanor.audit.check import Check
 
-CHECKS: tuple[Check, ...] = (shape.CHECK,)
+CHECKS: tuple[Check, ...] = (shape.CHECK, private.CHECK)
