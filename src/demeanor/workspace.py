@@ -5,7 +5,8 @@
     scores/{before,after}.jsonl replies/{before,after}.jsonl verdict.json report.html model/ release.json
 
 A folder of runs that were compared holds compare.json and compare.html beside them, that of an audit findings.json,
-findings.html and flagged.jsonl (each flagged pair once, with the checks that flagged it).
+findings.html and flagged.jsonl (each flagged pair once, with the checks that flagged it), that of curated pairs
+train.jsonl, heldout.jsonl, dropped.jsonl, altered.jsonl and curate.json.
 
 `manifest.json` makes a folder a run's; it records for each stage the digest of its inputs and the SHA-256 of each file
 it wrote. A stage whose inputs are unchanged is not run again; when one of its files was altered meanwhile, the run is
@@ -67,6 +68,10 @@ class Workspace:
     findings = property(lambda self: self.folder / "findings.json")  # these three in a folder of an audit
     findings_page = property(lambda self: self.folder / "findings.html")
     flagged = property(lambda self: self.folder / "flagged.jsonl")
+    curated_train = property(lambda self: self.folder / "train.jsonl")  # these four, and `dropped`, in a curated set
+    curated_heldout = property(lambda self: self.folder / "heldout.jsonl")
+    altered = property(lambda self: self.folder / "altered.jsonl")
+    curated = property(lambda self: self.folder / "curate.json")
 
     def scores(self, side: str) -> Path:
         return self.folder / "scores" / f"{side}.jsonl"
@@ -157,6 +162,42 @@ class Workspace:
                 where=str(folder),
                 remedy="give another --out",
             ) from None
+
+    @contextmanager
+    def curating(self) -> Iterator[Workspace]:
+        """A folder aside for curated pairs; it takes this one's place as a whole when the block ends well.
+
+        Raises:
+            RunFolderError: this one cannot be written, holds what no curated set holds, or another process writes it.
+        """
+        folder = self.folder.resolve()
+        if not folder.name:
+            raise RunFolderError("cannot be replaced", where=str(self), remedy="give another --out")
+        files = (self.curated_train, self.curated_heldout, self.dropped, self.altered, self.curated)
+        lock = Lock(folder.with_name(f".{folder.name}{_LOCK}"))
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise RunFolderError("is a file, not a folder", where=str(self), remedy="give another --out")
+            strange = (
+                sorted({file.name for file in folder.iterdir()} - {f.name for f in files}) if folder.exists() else []
+            )
+            if strange:
+                raise RunFolderError(
+                    f"holds {strange[0]}, which is no curated set's",
+                    where=str(self),
+                    remedy="give an empty or new --out",
+                )
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock.take()
+            with self.writing(folder) as aside:
+                aside.mkdir()
+                yield Workspace(aside)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot be written: {error.strerror or one_line(error)}", where=str(self), remedy="give another --out"
+            ) from None
+        finally:
+            lock.free()
 
     # writing and reading
 
