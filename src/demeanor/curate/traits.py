@@ -46,11 +46,15 @@ class Traits:
         return np.asarray(self.sources * len(self.behaviour_names) + self.behaviours)
 
     def groups(self) -> list[tuple[str, np.ndarray]]:
-        """(name, mask): all pairs, then each source and each behaviour."""
+        """(name, mask): all pairs, then each source and each behaviour of several."""
         found = [("all pairs", np.ones(len(self), bool))]
-        found += [(f"source {name}", self.sources == at) for at, name in enumerate(self.source_names)]
-        named = [(at, name) for at, name in enumerate(self.behaviour_names) if name]
-        return found + [(f"behaviour {name}", self.behaviours == at) for at, name in named]
+        for what, names, of in (
+            ("source", self.source_names, self.sources),
+            ("behaviour", self.behaviour_names, self.behaviours),
+        ):
+            if len(names) > 1:
+                found += [(f"{what} {name or '(none)'}", of == at) for at, name in enumerate(names)]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
