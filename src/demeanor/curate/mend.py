@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from demeanor.audit import Scope, look_at
-from demeanor.curate.decisions import DROP, EDIT, KEEP, SWAP, Decision, why_no_pair
+from demeanor.curate.decisions import DROP, EDIT, KEEP, SWAP, Decision, decisions_in_words, why_no_pair
 from demeanor.curate.redact import Change, edits, redact_pair
+from demeanor.errors import PairsError
 from demeanor.pairs import PairStore, PairView
-from demeanor.progress import Progress
+from demeanor.progress import Named, Progress
 from demeanor.records import PreferencePair, Record
 
 REVIEW, PRIVATE = "dropped in review", "private data"  # why a pair is dropped here, beside the readers' own reasons
@@ -60,7 +61,7 @@ def mend(
     if not decisions and not kinds:
         return Mended(PairView(store, np.arange(len(store)), {}), {}, {}, {})
     look = partial(_mend, decisions, private, frozenset(kinds))
-    blocks = look_at(store, [look], Scope(), progress, workers)[look]
+    blocks = look_at(store, [look], Scope(), Named(progress or Progress(), "decisions and private data"), workers)[look]
     changed: dict[int, PreferencePair] = {}
     steps: dict[int, tuple[Step, ...]] = {}
     reasons: dict[int, str] = {}
@@ -81,6 +82,20 @@ def mend(
     out = np.zeros(len(store), bool)
     out[list(reasons)] = True
     return Mended(PairView(store, np.flatnonzero(~out), changed), steps, reasons, used)
+
+
+def decided(store: PairStore, decisions: Mapping[str, Decision], progress: Progress) -> PairView:
+    """The pairs as they were decided, for an audit; the decisions are told.
+
+    Raises:
+        PairsError: all pairs were dropped.
+    """
+    mended = mend(store, decisions, progress=progress)
+    if decisions:
+        progress.say(decisions_in_words(decisions, mended.used))
+    if not len(mended.pairs):
+        raise PairsError("the decisions drop all pairs", where="--decisions", remedy="undo some with `demeanor review`")
+    return mended.pairs
 
 
 def _mend(

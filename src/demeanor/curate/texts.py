@@ -10,7 +10,7 @@ import numpy as np
 from demeanor.audit import Scope, look_at
 from demeanor.audit.near import Shingles, shingle
 from demeanor.pairs import PairStore
-from demeanor.progress import Progress
+from demeanor.progress import Named, Progress
 from demeanor.records import PreferencePair
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -29,7 +29,9 @@ class Texts:
 
 def texts_of(pairs: PairStore, progress: Progress | None = None, workers: int | None = None) -> Texts:
     """Read all pairs once, on every core."""
-    blocks: list[Texts] = look_at(pairs, [_look], Scope(), progress, workers)[_look]
+    blocks: list[Texts] = look_at(pairs, [_look], Scope(), Named(progress or Progress(), "word n-grams"), workers)[
+        _look
+    ]
     return Texts(*(Shingles.join(getattr(block, part.name) for block in blocks) for part in fields(Texts)))
 
 

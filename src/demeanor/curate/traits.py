@@ -15,7 +15,7 @@ from demeanor.audit import Scope, look_at
 from demeanor.contract import build_contract
 from demeanor.model import ModelSource, load_tokenizer
 from demeanor.pairs import PairStore
-from demeanor.progress import Progress
+from demeanor.progress import Named, Progress
 from demeanor.records import Estimate, PreferencePair, Record
 from demeanor.statistics import estimate_share
 
@@ -80,7 +80,7 @@ def traits_of(
 ) -> Traits:
     """Read all pairs once, on every core; `model` is needed for lengths in tokens."""
     look = partial(_look, unit, model)
-    blocks = look_at(pairs, [look], Scope(), progress, workers)[look]
+    blocks = look_at(pairs, [look], Scope(), Named(progress or Progress(), f"lengths in {unit}"), workers)[look]
     columns = {
         name: [block[name] for block in blocks] for name in (blocks[0] if blocks else _look(unit, None, (), Scope()))
     }
