@@ -183,7 +183,7 @@ def test_what_is_asked_about(tmp_path: Path) -> None:
     ]
     assert [item.copies for item in asked] == [1, 2, 1]
     assert checks_of(["private.email", "shape", "private"]) == ["private", "shape"]
-    with pytest.raises(InputError, match="--findings: no check is called 'privat.email'; did you mean private"):
+    with pytest.raises(InputError, match=r"--findings: no check is called 'privat\.email'; did you mean private"):
         checks_of(["privat.email"])
 
 
@@ -318,7 +318,6 @@ def test_in_a_terminal_pairs_are_edited_with_and_without_an_editor(
     terminal.type("\n")
     terminal.until("2 of 5")
     terminal.type("\x03")  # Ctrl-C
-    terminal.until("interrupted")
     assert terminal.end() == 130
     first, second = (decision.changed for decision in read_decisions(decisions).values())
     assert set(first) == {"chosen"} and "Ask at the desk.\nAny desk." in first["chosen"]
