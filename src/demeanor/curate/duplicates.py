@@ -1,11 +1,12 @@
 """Duplicates: the same pair twice, word for word or nearly so. The first one stays.
 
-Two pairs are near-duplicates when their prompts, their chosen and their rejected replies each are: so two answers to
-one question, or the same answers labelled the other way round, are none. A pair is dropped when it is near to an
-earlier one that is kept, not to one that was dropped itself; so each dropped pair has its like among the kept ones.
+Two pairs are near-duplicates when their prompts are, and so are their replies taken together, the chosen with the
+chosen and the rejected with the rejected one: two other answers to one question, or the same two labelled the other way
+round, are none. A pair is dropped when it is near to an earlier one that is kept, not to one that was dropped itself;
+so each dropped pair has its like among the kept ones.
 
-Candidates are searched by the shingles of all three texts together, marked by the text that they are of: where each
-text's Jaccard index is t or more, that of the whole is, since it is a weighted mean of the three.
+Candidates are searched by the shingles of prompt and replies together: where the Jaccard index of both is t or more,
+that of the whole is, since it is a weighted mean of the two.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from demeanor.audit.near import ALL_PAIRS, clusters, exact_jaccard, near_duplicates
-from demeanor.curate.texts import SIDES, Texts
+from demeanor.curate.texts import Texts
 from demeanor.curate.traits import Traits
 
 EXACT, NEAR = "exact duplicate", "near-duplicate"
@@ -32,15 +33,14 @@ def near_pairs(texts: Texts, kept: np.ndarray, threshold: float, seed: int) -> d
 
     Args:
         kept: ascending places to look at.
-        threshold: the least Jaccard index of each of the three texts.
+        threshold: the least Jaccard index of the prompts, and of the replies.
     """
     dropped: dict[int, int] = {}
     crowded = True
     while crowded:  # of a crowd of candidates not all pairs are listed: look again at who is left
         found, _ = near_duplicates(texts.whole.take(kept), threshold, seed=seed)
         candidates = kept[found]
-        for side in SIDES:
-            shingles = getattr(texts, side)
+        for shingles in (texts.prompt, texts.replies):
             jaccard = exact_jaccard(shingles, candidates[:, 0], shingles, candidates[:, 1])
             candidates = candidates[jaccard >= np.float32(threshold)]
         now = _later_ones(candidates)

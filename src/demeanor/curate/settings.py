@@ -29,8 +29,8 @@ class Settings:
     Attributes:
         private: what becomes of pairs with private data of `kinds`. By default it is replaced by `[EMAIL]` and so on:
             the preference stays, nobody's address is taught, and no topic loses its pairs; each is in altered.jsonl.
-        near: Jaccard index from which on all three texts of two pairs make them near-duplicates; 0 looks for exact
-            ones only.
+        near: Jaccard index of the prompts, and of the replies, from which on two pairs are near-duplicates; 0 looks
+            for exact ones only.
         conflicts: keep the better supported side (`resolve`), or none of a conflict (`drop`).
         balance: the unit in which lengths are balanced, or none. `model` is needed for tokens.
         heldout: share of the pairs to hold out.

@@ -13,18 +13,15 @@ from demeanor.pairs import PairStore
 from demeanor.progress import Named, Progress
 from demeanor.records import PreferencePair
 
-SIDES = ("prompt", "chosen", "rejected")
-
 
 @dataclass(frozen=True)
 class Texts:
     """Of each pair, in order."""
 
-    prompt: Shingles  # all turns
+    prompt: Shingles  # all turns but the system's, which many prompts share
     question: Shingles  # the last turn
-    chosen: Shingles
-    rejected: Shingles
-    whole: Shingles  # prompt, chosen and rejected, each shingle marked by its side
+    replies: Shingles  # chosen and rejected, each shingle marked by its side
+    whole: Shingles  # prompt, chosen and rejected, marked too
 
 
 def texts_of(pairs: PairStore, progress: Progress | None = None, workers: int | None = None) -> Texts:
@@ -36,10 +33,10 @@ def texts_of(pairs: PairStore, progress: Progress | None = None, workers: int | 
 
 
 def _look(pairs: Sequence[PreferencePair], scope: Scope) -> Texts:
-    prompt = shingle(["\n".join(turn.content for turn in pair.prompt) for pair in pairs])
+    prompt = shingle(["\n".join(turn.content for turn in pair.prompt if turn.role != "system") for pair in pairs])
     question = shingle([pair.prompt[-1].content for pair in pairs])
-    chosen, rejected = shingle([pair.chosen for pair in pairs]), shingle([pair.rejected for pair in pairs])
-    return Texts(prompt, question, chosen, rejected, _marked([prompt, chosen, rejected]))
+    replies = _marked([shingle([pair.chosen for pair in pairs]), shingle([pair.rejected for pair in pairs])])
+    return Texts(prompt, question, replies, _marked([replies, prompt]))
 
 
 def _marked(sides: Sequence[Shingles]) -> Shingles:
