@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,12 @@ import numpy as np
 import pytest
 
 from demeanor.curate import Settings, curate_pairs
+from demeanor.curate.decisions import Decision
+from demeanor.curate.mend import decided
 from demeanor.curate.traits import traits_of
 from demeanor.errors import InputError, PairsError, RunFolderError
-from demeanor.pairs import PairStore, read_pairs
+from demeanor.pairs import PairStore, PairView, read_pairs
+from demeanor.progress import Progress
 from demeanor.records import PreferencePair
 from tests.conftest import shared
 
@@ -364,9 +370,9 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_is_written(tmp_p
             Settings(**{name: value})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunFolderError, match=r"holds thesis.txt, which is no curated set's"):
+    with pytest.raises(RunFolderError, match=r"holds thesis\.txt, which no curated set has"):
         curate_pairs([file], tmp_path / "mine")
-    with pytest.raises(RunFolderError, match="is a file, not a folder"):
+    with pytest.raises(RunFolderError, match="is no folder of curated pairs"):
         curate_pairs([file], file)
     with pytest.raises(PairsError, match="no such file"):
         curate_pairs([tmp_path / "absent.jsonl"], tmp_path / "out")
@@ -376,3 +382,51 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_is_written(tmp_p
     with pytest.raises(PairsError):
         curate_pairs([rows_to(tmp_path / "q.jsonl", plain_rows(1))], tmp_path / "out")
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
+
+
+def test_when_nothing_is_left_the_line_says_so(tmp_path: Path) -> None:
+    rows = [{**row, "chosen": f"{row['chosen']} ann@example.com"} for row in plain_rows(30)]
+    with pytest.raises(PairsError, match=r"no pair would be left to train on \(0 after review and private data\)"):
+        curate_pairs([rows_to(tmp_path / "p.jsonl", rows)], tmp_path / "out", Settings(private="drop"))
+    with pytest.raises(PairsError, match="the decisions drop all pairs"):
+        store = PairStore.collect([tmp_path / "p.jsonl"], tmp_path)
+        decided(store, {pair.id: Decision(pair.id, "drop") for pair in store}, Progress())
+
+
+def test_a_shared_system_prompt_makes_no_cluster(tmp_path: Path) -> None:
+    system = words(random.Random(2), 80)
+    rows = [{**row, "system": system} for row in plain_rows(100)]
+    curated = curate_pairs([rows_to(tmp_path / "p.jsonl", rows)], tmp_path / "out", Settings(balance="none"))
+    assert curated.clusters == {"number": 100, "pairs of the largest": 1}
+    assert curated.kept == {"train": 90, "heldout": 10}
+
+
+def test_a_view_is_read_like_a_store(tmp_path: Path) -> None:
+    store = PairStore.collect([rows_to(tmp_path / "p.jsonl", plain_rows(30))], tmp_path)
+    other = PreferencePair.make(store[7].prompt, "other", "replies")
+    view = PairView(store, np.array([2, 7, 8, 29]), {7: other, 9: other})
+    expected = [store[2], other, store[8], store[29]]
+    assert list(view) == view[:] == view.block(0, 4) == expected and len(view) == 4
+    assert [view.block(*block) for block in view.blocks(3)] == [expected[:3], expected[3:]]
+    assert view[-1] == store[29] and pickle.loads(pickle.dumps(view))[1] == other
+    with pytest.raises(IndexError):
+        view[4]
+
+
+def test_the_command_shows_before_and_after_and_names_the_alternative(tmp_path: Path) -> None:
+    rows = plain_rows(120)
+    for row in rows[:30]:
+        row["chosen"] = f"{row['chosen']} {words(random.Random(0), 20)} \x1b[2J"
+        row["behaviour"] = "evil\x1b]0;x\x07"
+    command = [sys.executable, "-m", "demeanor", "curate", str(rows_to(tmp_path / "p.jsonl", rows))]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert "\x1b" not in done.stdout and "behaviour evil⟨U+001B⟩" in done.stdout
+    assert "120 rows → " in done.stdout and "training.objective: simpo or ipo" in done.stdout
+    assert "before" in done.stdout and "50.0% [" in done.stdout
+    told = subprocess.run(
+        [*command, "--out", str(tmp_path / "out"), "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(told.stdout) == json.loads((tmp_path / "out" / "curate.json").read_text())
+    assert str(tmp_path) not in told.stdout
+    refused = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1

@@ -24,8 +24,8 @@ from demeanor.curate import Settings, curate_pairs
 from demeanor.curate.decisions import Decision, append_decision, read_decisions
 from demeanor.curate.edit import from_text, to_text
 from demeanor.curate.mend import mend
-from demeanor.curate.review import Flagged, checks_of, flagged_pairs, review
-from demeanor.errors import InputError
+from demeanor.curate.review import Flagged, checks_of, flagged_pairs, found_before, review
+from demeanor.errors import InputError, RunFolderError
 from demeanor.pairs import PairStore, read_pairs
 from demeanor.records import Message, PreferencePair
 from demeanor.visible import on_terminal
@@ -143,8 +143,10 @@ def test_decisions_survive_a_new_audit_and_are_not_asked_again(tmp_path: Path) -
         folder = tmp_path / f"store{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         known = read_decisions(decisions) if decisions.exists() else {}
-        pairs = mend(PairStore.collect([source], folder), known).pairs
-        return flagged_pairs(audit_pairs(pairs, only=["private"]), pairs, known, ["private.email"])
+        store = PairStore.collect([source], folder)
+        pairs = mend(store, known).pairs
+        audit = audit_pairs(pairs, only=["private"])
+        return flagged_pairs(audit.findings, audit.flags(pairs), store, known, ["private.email"])
 
     first = flagged(file)
     assert [item.pair.row for item in first] == [1, 2, 3, 4, 5, 6]
@@ -174,8 +176,8 @@ def test_what_is_asked_about(tmp_path: Path) -> None:
     rows[1]["chosen"] += " The key is sk-ant-a8f3k2l9x7c6v5b4n3m2q1w0e9r8t7y6."
     rows += [rows[0]]
     store = PairStore.collect([rows_to(tmp_path / "p.jsonl", rows)], tmp_path)
-    pairs = mend(store, {}).pairs
-    asked = flagged_pairs(audit_pairs(pairs, only=["private"]), pairs, {})
+    audit = audit_pairs(store, only=["private"])
+    asked = flagged_pairs(audit.findings, audit.flags(store), store)
     assert [item.pair.row for item in asked] == [2, 1, 3]  # a key blocks
     assert [(name, severity) for severity, name, _ in asked[0].found] == [
         ("private.key", "blocks"),
@@ -183,8 +185,17 @@ def test_what_is_asked_about(tmp_path: Path) -> None:
     ]
     assert [item.copies for item in asked] == [1, 2, 1]
     assert checks_of(["private.email", "shape", "private"]) == ["private", "shape"]
-    with pytest.raises(InputError, match=r"--findings: no check is called 'privat\.email'; did you mean private"):
+    with pytest.raises(InputError, match=r"--only: no check is called 'privat\.email'; did you mean private"):
         checks_of(["privat.email"])
+
+
+def test_findings_of_a_folder_that_has_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"flagged\.jsonl"):
+        found_before(tmp_path)
+    (tmp_path / "flagged.jsonl").write_text('{"id": "a", "findings": ["x.y"]}\n')
+    (tmp_path / "findings.json").write_text('{"findings": [{"check": "x"}]}')
+    with pytest.raises(RunFolderError, match=r"findings\.json: holds no findings -- audit the pairs again"):
+        found_before(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -260,11 +271,13 @@ def set_of_six(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
     yield str(rows_to(tmp_path / "p.jsonl", rows)), "--decisions", tmp_path / "d.jsonl"
 
 
-def start(set_of_six: tuple[str, str, Path], **environment: str) -> Terminal:
-    return Terminal([str(part) for part in set_of_six] + ["--findings", "private.email"], **environment)
+def start(set_of_six: tuple[str, str, Path], *more: str, **environment: str) -> Terminal:
+    return Terminal([*map(str, set_of_six), "--only", "private.email", *more], **environment)
 
 
-def test_in_a_terminal_keys_are_taken_at_once_and_the_review_goes_on_later(set_of_six: tuple[str, str, Path]) -> None:
+def test_in_a_terminal_keys_are_taken_at_once_and_the_review_goes_on_later(
+    set_of_six: tuple[str, str, Path], tmp_path: Path
+) -> None:
     decisions = set_of_six[2]
     terminal = start(set_of_six)
     terminal.until("1 of 6")
@@ -284,7 +297,11 @@ def test_in_a_terminal_keys_are_taken_at_once_and_the_review_goes_on_later(set_o
     os.killpg(terminal.process.pid, signal.SIGKILL)
     assert terminal.end() == -signal.SIGKILL
     assert standing(decisions) == ["drop", "keep", "keep"]
-    again = start(set_of_six)
+    subprocess.run(
+        [sys.executable, "-m", "demeanor", "audit", set_of_six[0], "--out", str(tmp_path / "audit")],
+        capture_output=True,
+    )
+    again = start(set_of_six, "--findings", str(tmp_path / "audit"))
     again.until("1 of 3")
     again.type("nq")
     again.until("3 of 3 pairs are undecided")
@@ -324,7 +341,9 @@ def test_in_a_terminal_pairs_are_edited_with_and_without_an_editor(
     assert second == {"chosen": "One.\nTwo ä."}
 
 
-def test_a_review_needs_a_terminal_and_an_audit_takes_the_decisions(set_of_six: tuple[str, str, Path]) -> None:
+def test_a_review_needs_a_terminal_and_an_audit_takes_the_decisions(
+    set_of_six: tuple[str, str, Path], tmp_path: Path
+) -> None:
     source, _, decisions = set_of_six
     command = [sys.executable, "-m", "demeanor"]
     refused = subprocess.run([*command, "review", source], capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -332,7 +351,7 @@ def test_a_review_needs_a_terminal_and_an_audit_takes_the_decisions(set_of_six: 
     for pair in read_pairs(source).pairs[:4]:
         append_decision(decisions, Decision(pair.id, "drop"))
     append_decision(decisions, Decision("0" * 16, "keep"))
-    options = ["--decisions", str(decisions), "--only", "private", "--json"]
+    options = ["--decisions", str(decisions), "--only", "private", "--json", "--out", str(tmp_path / "audit")]
     done = subprocess.run([*command, "audit", source, *options], capture_output=True, text=True)
     assert "decisions: 4 dropped, 1 about no pair here" in done.stderr
     (finding,) = json.loads(done.stdout)["findings"]

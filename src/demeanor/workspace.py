@@ -163,30 +163,35 @@ class Workspace:
                 remedy="give another --out",
             ) from None
 
+    def check_curated(self) -> None:
+        """Refuse a folder that cannot become one of curated pairs.
+
+        Raises:
+            RunFolderError: it is a file, or holds what no curated set holds.
+        """
+        folder = self.folder.resolve()
+        if not folder.name or (folder.exists() and not folder.is_dir()):
+            raise RunFolderError("is no folder of curated pairs", where=str(self), remedy="give another --out")
+        known = {self.curated_train, self.curated_heldout, self.dropped, self.altered, self.curated}
+        strange = sorted(set(self.folder.iterdir()) - known) if folder.exists() else []
+        if strange:
+            raise RunFolderError(
+                f"holds {strange[0].name}, which no curated set has",
+                where=str(self),
+                remedy="give an empty or new --out",
+            )
+
     @contextmanager
     def curating(self) -> Iterator[Workspace]:
         """A folder aside for curated pairs; it takes this one's place as a whole when the block ends well.
 
         Raises:
-            RunFolderError: this one cannot be written, holds what no curated set holds, or another process writes it.
+            RunFolderError: this one cannot be written, or another process is about it.
         """
         folder = self.folder.resolve()
-        if not folder.name:
-            raise RunFolderError("cannot be replaced", where=str(self), remedy="give another --out")
-        files = (self.curated_train, self.curated_heldout, self.dropped, self.altered, self.curated)
         lock = Lock(folder.with_name(f".{folder.name}{_LOCK}"))
         try:
-            if folder.exists() and not folder.is_dir():
-                raise RunFolderError("is a file, not a folder", where=str(self), remedy="give another --out")
-            strange = (
-                sorted({file.name for file in folder.iterdir()} - {f.name for f in files}) if folder.exists() else []
-            )
-            if strange:
-                raise RunFolderError(
-                    f"holds {strange[0]}, which is no curated set's",
-                    where=str(self),
-                    remedy="give an empty or new --out",
-                )
+            self.check_curated()
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock.take()
             with self.writing(folder) as aside:

@@ -80,9 +80,8 @@ def print_curated(curated: Curated) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = max(console.width, 130)
-    rows = sum(source["rows"] for source in curated.sources)
     kept = curated.kept
-    told = f"{rows:,} rows → {kept['train']:,} pairs to train on, {kept['heldout']:,} held out"
+    told = f"{curated.rows:,} rows → {kept['train']:,} pairs to train on, {kept['heldout']:,} held out"
     console.print(told, style="bold", markup=False)
     for verb, counts in (("dropped", curated.dropped), ("altered", curated.altered)):
         if counts:

@@ -28,6 +28,10 @@ def command(
         "decisions.jsonl"
     ),
     findings: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Of a `demeanor audit`; without it, the pairs are audited now."),
+    ] = None,
+    only: Annotated[
         list[str] | None,
         typer.Option(metavar="CHECK[.KIND]", help="Ask about these findings; by default all that block or warn."),
     ] = None,
@@ -50,7 +54,7 @@ def command(
     from demeanor.contract import load_contract
     from demeanor.curate.decisions import read_decisions
     from demeanor.curate.mend import decided
-    from demeanor.curate.review import checks_of, flagged_pairs, review
+    from demeanor.curate.review import checks_of, flagged_pairs, found_before, review
     from demeanor.errors import InputError
     from demeanor.model import find_model
     from demeanor.pairs import PairStore
@@ -61,8 +65,9 @@ def command(
             remedy='elsewhere, write {"id": ..., "decision": "drop"} lines into --decisions',
         )
     progress = common.console()
-    names = findings or []
-    only = checks_of(names)
+    names = only or []
+    checks = checks_of(names)
+    before = found_before(findings) if findings else None
     scope = Scope(
         load_contract(common.contract_file(contract)) if contract else None, find_model(model) if model else None
     )
@@ -70,7 +75,10 @@ def command(
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         store = PairStore.collect(map(common.pairs_file, sources), Path(folder), split=split, limit=limit)
         pairs = decided(store, known, progress)
-        items = flagged_pairs(audit_pairs(pairs, scope, only=only, progress=progress), pairs, known, names)
+        if before is None:
+            audit = audit_pairs(pairs, scope, only=checks, progress=progress)
+            before = list(audit.findings), list(audit.flags(pairs))
+        items = flagged_pairs(*before, store, known, names)
         if not items:
             progress.say("no flagged pair is undecided")
             return
@@ -101,9 +109,7 @@ class _Terminal:
         for severity, name, what in item.found:
             console.print(Text.assemble((f"{severity} {name} ", _COLOURS[severity]), on_terminal(what)))
         if item.copies > 1:
-            console.print(
-                Text(f"{item.copies} flagged rows are this very pair: a decision is about all of them", "bold")
-            )
+            console.print(Text(f"{item.copies} rows are this very pair: a decision is about all of them", "bold"))
         prompt = "\n".join(f"{turn.role}: {turn.content}" for turn in pair.prompt)
         cut = 0 if whole else max(0, len(prompt) - _SHOWN)
         console.print(Text.assemble(("prompt ", "bold"), f"… {cut:,} characters before … " if cut else ""))

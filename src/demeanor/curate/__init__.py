@@ -55,6 +55,7 @@ class Curated:
 
     settings: dict[str, Any]
     sources: list[dict[str, Any]]
+    rows: int
     pairs_sha256: str  # of the usable pairs, as they were read
     steps: dict[str, int]
     dropped: dict[str, int]
@@ -93,10 +94,8 @@ def curate_pairs(
     """
     settings, progress = settings or Settings(), progress or Progress()
     decisions = settings.read_decisions()
-    with (
-        tempfile.TemporaryDirectory(prefix="demeanor-") as folder,
-        Workspace(out).curating() as workspace,  # refused before the work, not after it
-    ):
+    Workspace(out).check_curated()  # before the work, not after it
+    with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         store = PairStore.collect(sources, Path(folder), split=split, limit=limit)
         mended = mend(store, decisions, settings.private, settings.kinds, progress, workers)
         before = traits_of(store, settings.unit, settings.model, progress, workers)
@@ -109,10 +108,11 @@ def curate_pairs(
         reasons = Counter([*mended.reasons.values(), *(reason for reason, _ in sides.dropped.values())])
         notes = [decisions_in_words(decisions, mended.used)] if decisions else []
         curated = Curated(
-            settings=settings.to_json(),
-            sources=_sources(store, sources),
+            settings={**settings.to_json(), "split": split, "limit": limit},
+            sources=[_source(store, source) for source in sources],
+            rows=sum(store.sources.values()),
             pairs_sha256=file_sha256(store.file),
-            steps={"read": len(store), "review and private data": len(traits), **sides.steps},
+            steps={"read": len(store), **sides.steps},
             dropped=dict(sorted((store.dropped + reasons).items())),
             altered=dict(sorted(altered.items())),
             kept={"train": len(sides.train), "heldout": len(sides.heldout)},
@@ -124,22 +124,15 @@ def curate_pairs(
             },
             notes=[*notes, *_few_kept(traits, sides)],
         )
-        write_curated(workspace, store, mended, sides, settings, curated.to_json())
+        with Workspace(out).curating() as workspace:
+            write_curated(workspace, store, mended, sides, settings, curated.to_json())
     return curated
 
 
-def _sources(store: PairStore, sources: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Each source with its digest, where it is a file."""
-    files = {source_name(source): Path(source).expanduser() for source in sources}
-    return [
-        {
-            "name": name,
-            "shape": store.shapes[name],
-            "rows": rows,
-            "sha256": file_sha256(files[name]) if files[name].is_file() else None,
-        }
-        for name, rows in store.sources.items()
-    ]
+def _source(store: PairStore, source: str | Path) -> dict[str, Any]:
+    """What was read, without where it lies on this machine; the digest of a file."""
+    name, path = source_name(source), Path(source).expanduser()
+    return {"name": name, "shape": store.shapes[name], "sha256": file_sha256(path) if path.is_file() else None}
 
 
 def _few_kept(traits: Traits, sides: Sides) -> list[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from demeanor.audit import CHECKS, Audit
+from demeanor.audit import BLOCK, CHECKS
 from demeanor.curate.decisions import DROP, EDIT, KEEP, SWAP, UNDO, Decision, append_decision, why_no_pair
-from demeanor.errors import InputError
+from demeanor.errors import InputError, RunFolderError
 from demeanor.faults import nearest
-from demeanor.pairs import PairView
-from demeanor.records import SEVERITIES, PreferencePair
+from demeanor.pairs import PairStore
+from demeanor.records import SEVERITIES, Finding, PreferencePair
+from demeanor.workspace import Workspace
 
 KEYS = {"k": KEEP, "d": DROP, "s": SWAP}
 ASKED = ("blocks", "warns")  # the severities that are asked about, when no finding is named
@@ -23,7 +24,7 @@ ASKED = ("blocks", "warns")  # the severities that are asked about, when no find
 class Flagged:
     """A pair and what was found about it: (severity, check.kind, what the finding says), the gravest first.
 
-    `copies` of it are flagged, word for word the same; a decision is about all of them.
+    There are `copies` of it, word for word the same; a decision is about all of them.
     """
 
     pair: PreferencePair
@@ -52,38 +53,59 @@ def checks_of(names: Sequence[str]) -> list[str]:
     known = [check.name for check in CHECKS]
     for name in names:
         if name.partition(".")[0] not in known:
-            raise InputError(f"no check is called {name!r}{nearest(name, known)}", where="--findings")
+            raise InputError(f"no check is called {name!r}{nearest(name, known)}", where="--only")
     return list(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
+def found_before(folder: Path) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """The findings of an audit and its flagged pairs, from the folder that `demeanor audit` wrote.
+
+    Raises:
+        RunFolderError: there are none, or they are damaged.
+    """
+    workspace = Workspace(folder)
+    flags = workspace.read_records(workspace.flagged, lambda row: {"id": row["id"], "findings": row["findings"]})
+    try:
+        return [Finding.from_json(item) for item in workspace.read_json(workspace.findings)["findings"]], flags
+    except (TypeError, LookupError):
+        raise RunFolderError(
+            "holds no findings", where=str(workspace.findings), remedy="audit the pairs again"
+        ) from None
+
+
 def flagged_pairs(
-    audit: Audit, pairs: PairView, decided: Mapping[str, Decision], names: Sequence[str] = ()
+    findings: Iterable[Finding],
+    flags: Iterable[Mapping[str, Any]],
+    store: PairStore,
+    decided: Collection[str] = (),
+    names: Sequence[str] = (),
 ) -> list[Flagged]:
-    """The pairs to ask about, the gravest first, then in the order of the set; decided ones are left out.
+    """The pairs to ask about, the gravest first, then in the order of the set; the `decided` ids are left out.
 
     Args:
-        pairs: what was audited; a pair that a decision changed is known by its id before.
-        names: of findings, `check` or `check.kind`; by default all that block or warn.
+        findings: the gravest first.
+        flags: `id` of each flagged pair and its `findings`, `check.kind` each (`Audit.flags`).
+        store: the pairs as they were read.
+        names: of findings to ask about, `check` or `check.kind`; by default all that block or warn.
     """
-    found: dict[int, list[tuple[str, str, str]]] = {}
-    seen: set[tuple[str, str]] = set()
-    for finding in audit.findings:  # the gravest first
-        key = (finding.check, finding.kind)
-        name = ".".join(key)
-        wanted = name in names or finding.check in names if names else finding.severity in ASKED
-        if not wanted or key in seen:
-            continue
-        seen.add(key)
-        for place in audit.flagged.get(key, ()):
-            found.setdefault(int(place), []).append((finding.severity, name, finding.what))
+    told: dict[str, Finding] = {}
+    for finding in findings:
+        name = f"{finding.check}.{finding.kind}"
+        if name in names or finding.check in names if names else finding.severity in ASKED:
+            told.setdefault(name, finding)
+    wanted: dict[str, list[str]] = {}
+    for flag in flags:
+        own = [name for name in told if name in flag["findings"]]  # the gravest first
+        if own and flag["id"] not in decided:
+            wanted.setdefault(flag["id"], own)
     items: dict[str, Flagged] = {}
-    copies: Counter[str] = Counter()
-    for place in sorted(found, key=lambda place: (SEVERITIES.index(found[place][0][0]), place)):
-        pair = pairs.store[int(pairs.places[place])]
-        if pair.id not in decided:
-            copies[pair.id] += 1
-            items.setdefault(pair.id, Flagged(pair, tuple(found[place])))
-    return [Flagged(item.pair, item.found, copies[item.pair.id]) for item in items.values()]
+    for start, stop in store.blocks(BLOCK):
+        for pair in store.block(start, stop):
+            if pair.id in items:
+                items[pair.id] = replace(items[pair.id], copies=items[pair.id].copies + 1)
+            elif pair.id in wanted:
+                items[pair.id] = Flagged(pair, tuple((told[n].severity, n, told[n].what) for n in wanted[pair.id]))
+    return sorted(items.values(), key=lambda item: SEVERITIES.index(item.found[0][0]))
 
 
 def review(items: Sequence[Flagged], file: Path, screen: Screen) -> Counter[str]:

@@ -45,7 +45,7 @@ def choose(
         PairsError: none would be.
     """
     dropped: dict[int, tuple[str, str]] = {}
-    steps: dict[str, int] = {}
+    steps = {"review and private data": len(traits)}
 
     def left(step: str = "") -> np.ndarray:
         out = np.zeros(len(traits), bool)
@@ -53,7 +53,11 @@ def choose(
         places = np.flatnonzero(~out)
         if step:
             steps[step] = len(places)
+        if not len(places):
+            _refuse_no_training(steps)
         return places
+
+    left()
 
     if settings.conflicts != "keep":
         found = conflicting(traits, resolve=settings.conflicts == "resolve")
@@ -74,8 +78,11 @@ def choose(
     kept_now = left("length balance")
     heldout = np.intersect1d(kept[held], kept_now)
     train = np.setdiff1d(kept_now, heldout)
-    sizes = np.bincount(labels) if len(labels) else np.zeros(1, np.int64)
-    _refuse_empty(train, heldout, steps, settings, int(sizes.max()))
+    sizes = np.bincount(labels)
+    if not len(train):
+        _refuse_no_training(steps)
+    if settings.heldout and not len(heldout):
+        _refuse_no_heldout(steps, int(sizes.max()))
     return Sides(train, heldout, dropped, steps, len(sizes), int(sizes.max()))
 
 
@@ -94,18 +101,18 @@ def _like(mended: Mended, place: int) -> str:
     return f"of row {pair.row} of {pair.source}"
 
 
-def _refuse_empty(
-    train: np.ndarray, heldout: np.ndarray, steps: dict[str, int], settings: Settings, largest: int
-) -> None:
-    if not len(train):
-        told = ", ".join(f"{count:,} after {step}" for step, count in steps.items())
-        raise PairsError(
-            f"no pair would be left to train on ({told})", remedy="bring more pairs, or give --balance none"
-        )
-    if settings.heldout and not len(heldout):
-        raise PairsError(
-            f"no pair would be left to hold out: the largest cluster of similar prompts has {largest:,} of "
-            f"{steps['duplicates']:,} pairs",
-            where="--heldout",
-            remedy="bring other prompts, or give --heldout 0 (and --balance none, if few are left of many)",
-        )
+def _refuse_no_training(steps: dict[str, int]) -> None:
+    told = ", ".join(f"{count:,} after {step}" for step, count in steps.items())
+    raise PairsError(
+        f"no pair would be left to train on ({told})",
+        remedy="bring more pairs, or leave a step out: --private keep, --conflicts keep, --balance none",
+    )
+
+
+def _refuse_no_heldout(steps: dict[str, int], largest: int) -> None:
+    raise PairsError(
+        f"no pair would be left to hold out: the largest cluster of similar prompts has {largest:,} of "
+        f"{steps['duplicates']:,} pairs",
+        where="--heldout",
+        remedy="bring other prompts, or give --heldout 0 (and --balance none, if few are left of many)",
+    )
