@@ -58,7 +58,6 @@ def choose(
         return places
 
     left()
-
     if settings.conflicts != "keep":
         found = conflicting(traits, resolve=settings.conflicts == "resolve")
         dropped |= {place: (CONFLICT, why) for place, why in found.items()}
@@ -67,7 +66,7 @@ def choose(
     dropped |= {place: (EXACT, _like(mended, first)) for place, first in repeats.items()}
     kept = left()
     texts = texts_of(mended.pairs, progress, workers)
-    if settings.near and len(kept):
+    if settings.near:
         near = near_pairs(texts, kept, settings.near, settings.seed)
         dropped |= {place: (NEAR, _like(mended, first)) for place, first in near.items()}
     kept = left("duplicates")
