@@ -430,3 +430,39 @@ def test_the_command_shows_before_and_after_and_names_the_alternative(tmp_path: 
     assert str(tmp_path) not in told.stdout
     refused = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+
+
+def test_of_a_crowd_of_near_duplicates_no_two_stay_and_each_dropped_one_has_its_like(tmp_path: Path) -> None:
+    """150 pairs that differ from one by a few words: more than the search compares with each other at once."""
+    rng, rows = random.Random(4), plain_rows(40)
+    first = {"prompt": words(rng, 30), "chosen": words(rng, 60), "rejected": words(rng, 60)}
+    for _ in range(150):
+        row = dict(first)
+        for side in row:
+            text = row[side].split()
+            for _ in range(rng.randrange(4)):
+                text[rng.choice((0, -1))] = words(rng, 1)
+            row[side] = " ".join(text)
+        rows.append(row)
+    rows.append({**first, "chosen": first["rejected"], "rejected": first["chosen"]})  # near none
+    rows.append({**first, "chosen": words(rng, 60)})
+    rng.shuffle(rows)
+    settings = Settings(balance="none", conflicts="keep", heldout=0)
+    curate_pairs([rows_to(tmp_path / "p.jsonl", rows)], tmp_path / "out", settings)
+    stay = {row["row"] for row in lines(tmp_path / "out" / "train.jsonl")}
+
+    def sets(number: int) -> tuple[set[Any], set[Any]]:
+        row = rows[number - 1]
+        marked = {(side, item) for side in ("chosen", "rejected") for item in shingles(row[side])}
+        return shingles(row["prompt"]), marked
+
+    def near(one: int, other: int) -> bool:
+        return all(len(a & b) >= 0.8 * len(a | b) for a, b in zip(sets(one), sets(other), strict=True))
+
+    assert not any(near(one, other) for one in stay for other in stay if one < other)
+    dropped = lines(tmp_path / "out" / "dropped.jsonl")
+    assert len(stay) + len(dropped) == 192 and 42 < len(stay) < 60
+    for row in dropped:
+        kept_row = int(row["detail"].split()[2])
+        assert kept_row in stay and kept_row < row["row"]
+        assert row["reason"] == "exact duplicate" or near(kept_row, row["row"])

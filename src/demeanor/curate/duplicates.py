@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from demeanor.audit.near import ALL_PAIRS, clusters, exact_jaccard, near_duplicates
+from demeanor.audit.near import clusters, exact_jaccard, near_duplicates
 from demeanor.curate.texts import Texts
 from demeanor.curate.traits import Traits
 
@@ -35,26 +35,23 @@ def near_pairs(texts: Texts, kept: np.ndarray, threshold: float, seed: int) -> d
         kept: ascending places to look at.
         threshold: the least Jaccard index of the prompts, and of the replies.
     """
+    found, _ = near_duplicates(texts.whole.take(kept), threshold, seed=seed)
+    labels = clusters(len(kept), found)
+    members = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    members = members[np.argsort(labels[members], kind="stable")]
     dropped: dict[int, int] = {}
-    crowded = True
-    while crowded:  # of a crowd of candidates not all pairs are listed: look again at who is left
-        found, _ = near_duplicates(texts.whole.take(kept), threshold, seed=seed)
-        candidates = kept[found]
-        for shingles in (texts.prompt, texts.replies):
-            jaccard = exact_jaccard(shingles, candidates[:, 0], shingles, candidates[:, 1])
-            candidates = candidates[jaccard >= np.float32(threshold)]
-        now = _later_ones(candidates)
-        dropped |= now
-        crowded = bool(now) and int(np.bincount(clusters(len(kept), found)).max(initial=0)) > ALL_PAIRS
-        kept = kept[~np.isin(kept, list(now))]
+    for cluster in np.split(kept[members], np.flatnonzero(np.diff(labels[members])) + 1):
+        while len(cluster) > 1:  # its first is kept, since it is near to none that was kept before it
+            near = _near(texts, cluster[0], cluster[1:], threshold)
+            dropped |= dict.fromkeys(cluster[1:][near].tolist(), int(cluster[0]))
+            cluster = cluster[1:][~near]
     return dropped
 
 
-def _later_ones(near: np.ndarray) -> dict[int, int]:
-    """Of [pairs, 2] places that are near each other: those to drop -> the kept one that each is near to."""
-    ordered = np.sort(near, axis=1)
-    dropped: dict[int, int] = {}
-    for earlier, later in ordered[np.lexsort((ordered[:, 0], ordered[:, 1]))].tolist():
-        if later not in dropped and earlier not in dropped:
-            dropped[later] = earlier
-    return dropped
+def _near(texts: Texts, place: int, others: np.ndarray, threshold: float) -> np.ndarray:
+    """[others] bool"""
+    near = np.ones(len(others), bool)
+    for shingles in (texts.prompt, texts.replies):
+        jaccard = exact_jaccard(shingles, np.full(len(others), place), shingles, others)
+        near &= jaccard >= np.float32(threshold)
+    return near

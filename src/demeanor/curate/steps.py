@@ -63,12 +63,12 @@ def choose(
         dropped |= {place: (CONFLICT, why) for place, why in found.items()}
     kept = left("conflicts")
     repeats = exact_duplicates(traits, kept)
-    dropped |= {place: (EXACT, _like(mended, first)) for place, first in repeats.items()}
-    kept = left()
     texts = texts_of(mended.pairs, progress, workers)
-    if settings.near:
-        near = near_pairs(texts, kept, settings.near, settings.seed)
-        dropped |= {place: (NEAR, _like(mended, first)) for place, first in near.items()}
+    once = np.setdiff1d(kept, list(repeats))
+    near = near_pairs(texts, once, settings.near, settings.seed) if settings.near else {}
+    for place, first in (repeats | near).items():
+        like = near.get(first, first)  # the first of equals may itself be near an earlier one
+        dropped[place] = (EXACT if place in repeats and like == first else NEAR, _like(mended, like))
     kept = left("duplicates")
     held, labels = heldout_pairs(traits, texts, kept, settings.heldout, settings.seed)
     if settings.balance != "none":
