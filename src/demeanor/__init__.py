@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     # verbs
     "read_pairs": "demeanor.pairs",
+    "curate_pairs": "demeanor.curate",
     "split_pairs": "demeanor.curate",
     "train_adapter": "demeanor.train",
     "measure_model": "demeanor.measure",
@@ -49,7 +50,7 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from demeanor.compare import compare_runs
     from demeanor.contract import Contract, load_contract
-    from demeanor.curate import split_pairs
+    from demeanor.curate import curate_pairs, split_pairs
     from demeanor.errors import DemeanorError, InputError, Interrupted, StageError
     from demeanor.measure import measure_model
     from demeanor.pairs import read_pairs

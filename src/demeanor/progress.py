@@ -21,3 +21,21 @@ class Progress:
     def bar(self, label: str, total: int) -> Iterator[Advance]:
         """A progress bar over `total` items; call what it yields with the number done and figures to show."""
         yield lambda done_now=1, **figures: None
+
+
+class Named(Progress):
+    """Passes all on to another, its bars under a name of their own."""
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress, self._label = progress, label
+
+    def stage(self, name: str, *, done: bool) -> None:
+        self._progress.stage(name, done=done)
+
+    def say(self, line: str) -> None:
+        self._progress.say(line)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        with self._progress.bar(self._label, total) as advance:
+            yield advance

@@ -5,7 +5,8 @@
     scores/{before,after}.jsonl replies/{before,after}.jsonl verdict.json report.html model/ release.json
 
 A folder of runs that were compared holds compare.json and compare.html beside them, that of an audit findings.json,
-findings.html and flagged.jsonl (each flagged pair once, with the checks that flagged it).
+findings.html and flagged.jsonl (each flagged pair once, with the checks that flagged it), that of curated pairs
+train.jsonl, heldout.jsonl, dropped.jsonl, altered.jsonl and curate.json.
 
 `manifest.json` makes a folder a run's; it records for each stage the digest of its inputs and the SHA-256 of each file
 it wrote. A stage whose inputs are unchanged is not run again; when one of its files was altered meanwhile, the run is
@@ -67,6 +68,10 @@ class Workspace:
     findings = property(lambda self: self.folder / "findings.json")  # these three in a folder of an audit
     findings_page = property(lambda self: self.folder / "findings.html")
     flagged = property(lambda self: self.folder / "flagged.jsonl")
+    curated_train = property(lambda self: self.folder / "train.jsonl")  # these four, and `dropped`, in a curated set
+    curated_heldout = property(lambda self: self.folder / "heldout.jsonl")
+    altered = property(lambda self: self.folder / "altered.jsonl")
+    curated = property(lambda self: self.folder / "curate.json")
 
     def scores(self, side: str) -> Path:
         return self.folder / "scores" / f"{side}.jsonl"
@@ -157,6 +162,47 @@ class Workspace:
                 where=str(folder),
                 remedy="give another --out",
             ) from None
+
+    def check_curated(self) -> None:
+        """Refuse a folder that cannot become one of curated pairs.
+
+        Raises:
+            RunFolderError: it is a file, or holds what no curated set holds.
+        """
+        folder = self.folder.resolve()
+        if not folder.name or (folder.exists() and not folder.is_dir()):
+            raise RunFolderError("is no folder of curated pairs", where=str(self), remedy="give another --out")
+        known = {self.curated_train, self.curated_heldout, self.dropped, self.altered, self.curated}
+        strange = sorted(set(self.folder.iterdir()) - known) if folder.exists() else []
+        if strange:
+            raise RunFolderError(
+                f"holds {strange[0].name}, which no curated set has",
+                where=str(self),
+                remedy="give an empty or new --out",
+            )
+
+    @contextmanager
+    def curating(self) -> Iterator[Workspace]:
+        """A folder aside for curated pairs; it takes this one's place as a whole when the block ends well.
+
+        Raises:
+            RunFolderError: this one cannot be written, or another process is about it.
+        """
+        folder = self.folder.resolve()
+        lock = Lock(folder.with_name(f".{folder.name}{_LOCK}"))
+        try:
+            self.check_curated()
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock.take()
+            with self.writing(folder) as aside:
+                aside.mkdir()
+                yield Workspace(aside)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot be written: {error.strerror or one_line(error)}", where=str(self), remedy="give another --out"
+            ) from None
+        finally:
+            lock.free()
 
     # writing and reading
 

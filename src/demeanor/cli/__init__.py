@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from demeanor.cli import ask, audit, compare, demo, init, measure, prove, release, report, run, train
+from demeanor.cli import ask, audit, compare, curate, demo, init, measure, prove, release, report, review, run, train
 from demeanor.cli.console import complain
 from demeanor.errors import DemeanorError
 
@@ -24,6 +24,8 @@ app = typer.Typer(
 app.command("demo")(demo.command)
 app.command("init")(init.command)
 app.command("audit")(audit.command)
+app.command("review")(review.command)
+app.command("curate")(curate.command)
 app.command("run")(run.command)
 app.command("train")(train.command)
 app.command("measure")(measure.command)

@@ -28,6 +28,10 @@ def command(
     ] = None,
     heldout: Annotated[list[str] | None, typer.Option(help="Pairs or prompts that will not be trained on.")] = None,
     benchmark: Annotated[list[str] | None, typer.Option(help="Prompts that no pair may repeat.")] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(help="The decisions of `demeanor review`: the pairs are audited as they were decided."),
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Run this check alone (may be given several times).")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Leave this check out.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read at most so many rows of each source.")] = None,
@@ -53,6 +57,8 @@ def command(
     from demeanor.audit import CHECKS, Scope, audit_pairs
     from demeanor.cli.console import print_json
     from demeanor.contract import load_contract
+    from demeanor.curate.decisions import read_decisions
+    from demeanor.curate.mend import decided
     from demeanor.errors import InputError
     from demeanor.measure.margins import pair_margins
     from demeanor.model import find_model
@@ -76,6 +82,8 @@ def command(
     scope = Scope(promised, found, tuple(heldout or ()), tuple(benchmark or ()), margins=asked)
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         store = PairStore.collect(map(common.pairs_file, named), Path(folder), split=split, limit=limit)
+        if decisions is not None:
+            store = decided(store, read_decisions(decisions), progress)
         audit = audit_pairs(store, scope, only=only or (), skip=skip or (), progress=progress)
         workspace = write_findings(audit, store, out, scope.confidence)
     progress.say(f"findings: {workspace.findings_page}")

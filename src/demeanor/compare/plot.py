@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from demeanor.records import Estimate
 from demeanor.report.plots import draw
-from demeanor.report.words import MINUS, percent, visible
+from demeanor.report.words import MINUS, percent
+from demeanor.visible import visible
 
 WIDTH, HEIGHT, COLUMN = 520, 330, 400  # of the field, and of the column of labels beside it; CSS pixels
 LEFT, TOP, BOTTOM = 52, 10, 40  # room for the axes' own labels

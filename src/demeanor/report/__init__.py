@@ -1,7 +1,7 @@
 """Run folder -> one self-contained page: the verdict first, then the evidence, then how it was made.
 
 The page loads nothing and runs no script, so that it can be mailed, archived and printed as it is. Replies, prompts,
-names and reasons are hostile text: jinja2 escapes all of it, `words.visible` makes invisible characters visible, and
+names and reasons are hostile text: jinja2 escapes all of it, `visible` makes invisible characters visible, and
 only the plots, rebuilt from an allow-list of SVG elements, are marked safe. The same run folder gives the same bytes.
 """
 

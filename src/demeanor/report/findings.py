@@ -17,7 +17,8 @@ from markupsafe import Markup
 from demeanor.records import SEVERITIES, Estimate, Finding
 from demeanor.report import page_template
 from demeanor.report.plots import draw
-from demeanor.report.words import plural, visible
+from demeanor.report.words import plural
+from demeanor.visible import visible
 
 WIDTH, HEIGHT, ROW = 480, 150, 22  # CSS pixels of a histogram, and of a bar's row
 MOST_BARS = 12

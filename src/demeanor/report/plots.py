@@ -16,7 +16,8 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from demeanor.records import Estimate
-from demeanor.report.words import percent, visible
+from demeanor.report.words import percent
+from demeanor.visible import visible
 
 WIDTH = 500  # of every plot, CSS pixels; a page scales it down on a narrow screen
 ROW_HEIGHT = 50

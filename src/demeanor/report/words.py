@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from demeanor.records import Estimate
+from demeanor.visible import visible
 
 NOT_SHOWN = "not shown"
 SPACE = "\u00a0"  # between a number and its unit, so that no line breaks there
@@ -53,10 +54,6 @@ PLOTTED = {
     "invalid_sampled_rate": "empty or garbled, when sampled",
     "reward_accuracy": "winning reply preferred, of the pair",
 }
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\uffff"
-    "\U000e0000-\U000e007f]"
-)
 
 
 def measure_words(measure: str) -> str:
@@ -66,14 +63,6 @@ def measure_words(measure: str) -> str:
 def unit(measure: str) -> str:
     """probability, nats or tokens; "" for a measure that is not known here."""
     return _MEASURES[measure][1] if measure in _MEASURES else ""
-
-
-def visible(text: str) -> str:
-    """`text` with control, direction-changing and tag characters and lone surrogates spelled as ⟨U+202E⟩.
-
-    They could hide or reorder what a page shows, and some stop the plots' renderer. ufffd is kept: it is visible.
-    """
-    return _INVISIBLE.sub(lambda found: found[0] if found[0] == "\ufffd" else f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def printable(value: Any) -> Any:

@@ -1,0 +1,117 @@
+"""The steps that weigh pairs against each other, in their order: conflicts, duplicates, split, balance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from demeanor.curate.balance import SLACK, balanced
+from demeanor.curate.conflicts import conflicting
+from demeanor.curate.duplicates import EXACT, NEAR, exact_duplicates, near_pairs
+from demeanor.curate.mend import Mended
+from demeanor.curate.settings import Settings
+from demeanor.curate.split import heldout_pairs
+from demeanor.curate.texts import texts_of
+from demeanor.curate.traits import Traits
+from demeanor.errors import PairsError
+from demeanor.progress import Progress
+
+CONFLICT, LENGTH = "conflict", "length balance"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Places among the mended pairs, ascending; of each dropped one (reason, detail); pairs left after each step."""
+
+    train: np.ndarray
+    heldout: np.ndarray
+    dropped: dict[int, tuple[str, str]]
+    steps: dict[str, int]
+    num_clusters: int
+    largest_cluster: int
+
+    @property
+    def kept(self) -> np.ndarray:
+        return np.union1d(self.train, self.heldout)
+
+
+def choose(
+    mended: Mended, traits: Traits, settings: Settings, progress: Progress | None = None, workers: int | None = None
+) -> Sides:
+    """Which pairs are trained on and which are held out.
+
+    Raises:
+        PairsError: none would be.
+    """
+    dropped: dict[int, tuple[str, str]] = {}
+    steps = {"review and private data": len(traits)}
+
+    def left(step: str = "") -> np.ndarray:
+        out = np.zeros(len(traits), bool)
+        out[list(dropped)] = True
+        places = np.flatnonzero(~out)
+        if step:
+            steps[step] = len(places)
+        if not len(places):
+            _refuse_no_training(steps)
+        return places
+
+    left()
+    if settings.conflicts != "keep":
+        found = conflicting(traits, resolve=settings.conflicts == "resolve")
+        dropped |= {place: (CONFLICT, why) for place, why in found.items()}
+    kept = left("conflicts")
+    repeats = exact_duplicates(traits, kept)
+    texts = texts_of(mended.pairs, progress, workers)
+    once = np.setdiff1d(kept, list(repeats))
+    near = near_pairs(texts, once, settings.near, settings.seed) if settings.near else {}
+    for place, first in (repeats | near).items():
+        like = near.get(first, first)  # the first of equals may itself be near an earlier one
+        dropped[place] = (EXACT if place in repeats and like == first else NEAR, _like(mended, like))
+    kept = left("duplicates")
+    held, labels = heldout_pairs(traits, texts, kept, settings.heldout, settings.seed)
+    if settings.balance != "none":
+        surplus = kept[~_balanced(traits, kept, held, settings)]
+        dropped |= dict.fromkeys(surplus.tolist(), (LENGTH, ""))
+    kept_now = left("length balance")
+    heldout = np.intersect1d(kept[held], kept_now)
+    train = np.setdiff1d(kept_now, heldout)
+    sizes = np.bincount(labels)
+    if not len(train):
+        _refuse_no_training(steps)
+    if settings.heldout and not len(heldout):
+        _refuse_no_heldout(steps, int(sizes.max()))
+    return Sides(train, heldout, dropped, steps, len(sizes), int(sizes.max()))
+
+
+def _balanced(traits: Traits, kept: np.ndarray, held: np.ndarray, settings: Settings) -> np.ndarray:
+    """[kept] bool: each side of the split, each source and each behaviour on its own."""
+    keep = np.zeros(len(kept), bool)
+    strata = traits.strata[kept] * 2 + held
+    for number in np.unique(strata):
+        own = strata == number
+        keep[own] = balanced(traits.difference[kept[own]], SLACK[settings.balance], settings.seed)
+    return keep
+
+
+def _like(mended: Mended, place: int) -> str:
+    pair = mended.pairs[place]
+    return f"of row {pair.row} of {pair.source}"
+
+
+def _refuse_no_training(steps: dict[str, int]) -> None:
+    told = ", ".join(f"{count:,} after {step}" for step, count in steps.items())
+    raise PairsError(
+        f"no pair would be left to train on ({told})",
+        remedy="bring more pairs, or leave a step out: --private keep, --conflicts keep, --balance none",
+    )
+
+
+def _refuse_no_heldout(steps: dict[str, int], largest: int) -> None:
+    raise PairsError(
+        f"no pair would be left to hold out: the largest cluster of similar prompts has {largest:,} of "
+        f"{steps['duplicates']:,} pairs",
+        where="--heldout",
+        remedy="bring other prompts, or give --heldout 0 (and --balance none, if few are left of many)",
+    )
