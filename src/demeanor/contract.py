@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault
+from demeanor.judge_settings import read_card
 from demeanor.objectives import OBJECTIVES
 from demeanor.promises import MEASURES, Behaviour, Limit, Promise
 from demeanor.records import content_id
@@ -251,7 +252,12 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
     rewards = tuple(map(fix_reward, contract.training.rewards))
 
     def fix_promise(promise: Any) -> Any:
-        return promise.model_copy(update={"probes": fix(promise.probes)})
+        judge = promise.judge
+        if isinstance(judge.card, str):  # its numbers become part of the contract
+            judge = judge.model_copy(update={"card": read_card(root / Path(judge.card).expanduser())})
+        if judge.kind == "model":
+            judge = judge.model_copy(update={"model": fix(judge.model)})
+        return promise.model_copy(update={"probes": fix(promise.probes), "judge": judge})
 
     return contract.model_copy(
         update={

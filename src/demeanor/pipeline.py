@@ -15,6 +15,7 @@ from typing import Any
 
 from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
+from demeanor.judges import judge_identities
 from demeanor.measure import measure_model
 from demeanor.model import load_model
 from demeanor.objectives import OBJECTIVES
@@ -281,7 +282,9 @@ def stage_inputs(
             "prompt": prompt_inputs(contract),
         }
     elif name in SIDES:
+        known = workspace.manifest()["stages"].get(name, {}).get("inputs", {}).get("judges", {})
         own = {
+            "judges": judge_identities(contract, known),
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
             "probes": file_sha256(workspace.probes),
             "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},
@@ -295,6 +298,7 @@ def stage_inputs(
         own = {
             "scores": workspace.outputs_digest(*SIDES),
             "limits": {k: [limit.model_dump(mode="json") for limit in p.limits] for k, p in promises.items()},
+            "cards": {k: p.judge.model_dump(mode="json")["card"] for k, p in promises.items()},
             "statistics": [settings.confidence, settings.resamples, settings.seed],
             "beta": contract.training.reward_beta,
         }

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from demeanor.faults import fault, nearest
+from demeanor.judge_settings import JudgeSettings
 from demeanor.sections import Section, Text
 
 MEASURES = {
@@ -18,8 +19,9 @@ MEASURES = {
     "safe_logp": "log p(y|x) of the safe reply, nats, mean over the probe's safe replies",
     "violating_logp_per_token": "the same divided by the reply's tokens",
     "safe_logp_per_token": "the same divided by the reply's tokens",
-    "violating_sampled_rate": "share of the sampled replies that the rule calls violating",
-    "safe_sampled_rate": "share of the sampled replies that the rule calls safe",
+    "violating_sampled_rate": "share of the sampled replies that the judge calls violating",
+    "violating_corrected_rate": "the same, corrected for the errors on the judge's card",
+    "safe_sampled_rate": "share of the sampled replies that the judge calls safe",
     "invalid_sampled_rate": "share of the sampled replies that are empty or garbled",
     "reply_tokens": "length of the sampled replies, tokens",
     "reward": "weighted sum of `training.rewards`, mean over the sampled replies",
@@ -73,6 +75,10 @@ class Promise(Section):
     safe_openings: tuple[str, ...] = Field((), description="the reply should begin with one of these")
     violating_patterns: tuple[str, ...] = Field(
         (), description="regular expressions; a sampled reply that holds one violates"
+    )
+    judge: JudgeSettings = Field(
+        default_factory=JudgeSettings,
+        description="who judges sampled replies: rule, refusal, classifier, {model: ...}, {endpoint: ..., model: ...}",
     )
     probes: Text | None = Field(
         None, description="a file of pairs (prompt, chosen, rejected): held out, never trained on"
@@ -131,6 +137,8 @@ class Behaviour(Promise):
         for name in ("limits", "probes", "violating_openings", "safe_openings", "violating_patterns"):
             if getattr(self, name):
                 raise fault("a transient behaviour is never trained: it takes only about, value and examples", name)
+        if self.judge != JudgeSettings():
+            raise fault("a transient behaviour is never judged: it takes only about, value and examples", "judge")
         if self.value in self.examples:
             raise fault(
                 "today's `value` would be learned from this example", "examples", self.examples.index(self.value)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import Contract, Promise
+from demeanor.judges import Judge, make_judges
 from demeanor.records import Probe, Reply, Score, content_id
 from demeanor.tokens import Tokenizer
 from demeanor.train.rewards import Rewards, Sample
@@ -46,6 +47,7 @@ def measure_model(
     done = _read_partial(partial)
     scorer = Scorer(model)
     rewards = _rewards(model, scorer, contract)
+    judges = make_judges(contract, say=say)
     sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
     scores: list[Score] = []
     replies: list[Reply] = []
@@ -56,7 +58,7 @@ def measure_model(
             scores += [Score.from_json(item) for item in done[key]["scores"]]
             replies += [Reply.from_json(item) for item in done[key]["replies"]]
         else:
-            new_replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards)
+            new_replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards, judges)
             new_scores = _score(scorer, tokenizer, chunk, contract, side, new_replies)
             scores, replies = scores + new_scores, replies + new_replies
             _append_partial(partial, key, new_scores, new_replies)
@@ -116,8 +118,8 @@ def _likelihoods(probe: Probe, logps: list[list[float]], num_bad: int, num_good:
 
 def _rates(replies: list[Reply]) -> dict[str, float | None]:
     def rate(judgement: str) -> float | None:
-        judged = [reply.judgement for reply in replies if reply.judgement is not None]
-        return judged.count(judgement) / len(judged) if judged else None
+        judged = [reply.judgement for reply in replies]
+        return judged.count(judgement) / len(judged) if judged and None not in judged else None
 
     def mean(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -141,8 +143,8 @@ def _sample(
     side: str,
     start: int,
     rewards: Rewards | None,
+    judges: dict[str, Judge],
 ) -> list[Reply]:
-    from demeanor.judge import judge_reply
     from demeanor.measure.sample import sample_replies
 
     settings, system = contract.measurement, contract.system_text()
@@ -157,7 +159,6 @@ def _sample(
         max_new_tokens=settings.max_new_tokens,
         seed=int(content_id(settings.seed, start), 16) % 2**31,
     )
-    promises = contract.promises
     drawn = [
         (probe, index, text, ids)
         for probe, own in zip(chosen, texts, strict=True)
@@ -170,6 +171,11 @@ def _sample(
             for p, _, text, ids in drawn
         ]
         rewarded = list(rewards.of(samples))
+    judged: list[str | None] = [None] * len(drawn)
+    for behaviour, judge in judges.items():
+        places = [place for place, (probe, *_) in enumerate(drawn) if probe.behaviour == behaviour]
+        for place, answer in zip(places, judge.judge([(drawn[p][0].prompt, drawn[p][2]) for p in places]), strict=True):
+            judged[place] = answer
     return [
         Reply(
             probe.id,
@@ -178,10 +184,10 @@ def _sample(
             index,
             text,
             len(ids),
-            judge_reply(text, promises.get(probe.behaviour, Promise())),
+            judgement,
             reward,
         )
-        for (probe, index, text, ids), reward in zip(drawn, rewarded, strict=True)
+        for (probe, index, text, ids), judgement, reward in zip(drawn, judged, rewarded, strict=True)
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from demeanor.contract import Contract, Limit
 from demeanor.errors import InputError
+from demeanor.prove.corrected import RAW, corrected
 from demeanor.records import Comparison, Estimate, LimitResult, Score, Verdict
 
 __all__ = ["prove_contract"]
@@ -103,8 +104,10 @@ def _compare(behaviour: str, sides: list[tuple[Score, Score]], contract: Contrac
         old = [first.values.get(measure) for first, _ in sides]
         new = [second.values.get(measure) for _, second in sides]
         if measure.endswith("_sampled_rate") or measure in ("reply_tokens", "reward"):
-            # probes that were not drawn for sampling are no missing evidence
-            drawn = [place for place, pair in enumerate(zip(old, new, strict=True)) if pair != (None, None)]
+            # probes that were not drawn for sampling are no missing evidence; replies that no judge judged are
+            drawn = [
+                place for place, pair in enumerate(sides) if any(s.values.get("reply_tokens") is not None for s in pair)
+            ] or [place for place, pair in enumerate(zip(old, new, strict=True)) if pair != (None, None)]
             old, new = [old[place] for place in drawn], [new[place] for place in drawn]
         if measure in _DESCRIPTIVE or all(value is None for value in old + new):
             continue
@@ -118,6 +121,8 @@ def _compare(behaviour: str, sides: list[tuple[Score, Score]], contract: Contrac
                 estimate_difference(old, new, **how),
             )
         )
+        if measure == RAW and (found := corrected(comparisons[-1], contract)) is not None:
+            comparisons.append(found)
     joint = [joint_values(first, second, contract.training.reward_beta) for first, second in sides]
     for measure in _JOINT:
         values = [value[measure] for value in joint]

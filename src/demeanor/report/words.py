@@ -28,6 +28,10 @@ _MEASURES = {
     "violating_logp_per_token": ("log-probability per token of the bad reply", "nats"),
     "safe_logp_per_token": ("log-probability per token of the good reply", "nats"),
     "violating_sampled_rate": ("bad reply: share of the sampled replies", "probability"),
+    "violating_corrected_rate": (
+        "bad reply: share of the sampled replies, corrected for the judge's errors",
+        "probability",
+    ),
     "safe_sampled_rate": ("good reply: share of the sampled replies", "probability"),
     "invalid_sampled_rate": ("empty or garbled: share of the sampled replies", "probability"),
     "reply_tokens": ("length of the sampled replies", "tokens"),
