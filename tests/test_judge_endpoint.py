@@ -203,8 +203,8 @@ def test_no_redirect_is_followed_with_the_key(server: Server, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"<html>busy</html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}', b"\xff\xfe",
-     b'{"choices": "A"}', b'{"error": "overloaded"}', b'{"choices": [{"message": {"content": ["A"]}}]}'],
+    [b"", b"<html>busy</html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}',
+     b"\xff\xfe", b'{"choices": "A"}', b'{"error": "overloaded"}', b'{"choices": [{"message": {"content": ["A"]}}]}'],
 )  # fmt: skip
 def test_an_answer_of_another_shape_is_unscored(server: Server, data: bytes) -> None:
     server.answer = lambda body: data

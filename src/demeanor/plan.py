@@ -16,6 +16,7 @@ from demeanor import __version__
 from demeanor.contract import STARTER, Contract, build_contract
 from demeanor.curate import split_pairs
 from demeanor.errors import InputError, PairsError
+from demeanor.judges import make_judges
 from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
 from demeanor.objectives import OBJECTIVES
 from demeanor.pairs import read_pairs
@@ -85,6 +86,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
     inner = load_tokenizer(source, contract)
     tokenizer = make_tokenizer(inner, end_of_turn_ids(source, inner))
     _check_openings(contract, tokenizer)
+    make_judges(contract)  # refuses what cannot judge
     inputs = read_inputs(workspace, contract, _identity(source, tokenizer))
     if workspace.contract_file.exists() and workspace.is_done("read", inputs):
         stored = workspace.manifest()["stages"]["read"]

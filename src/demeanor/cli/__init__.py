@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from demeanor.cli import ask, audit, compare, demo, init, measure, prove, release, report, run, train
+from demeanor.cli import ask, audit, compare, demo, init, judge_card, measure, prove, release, report, run, train
 from demeanor.cli.console import complain
 from demeanor.errors import DemeanorError
 
@@ -27,6 +27,7 @@ app.command("audit")(audit.command)
 app.command("run")(run.command)
 app.command("train")(train.command)
 app.command("measure")(measure.command)
+app.command("judge-card")(judge_card.command)
 app.command("prove")(prove.command)
 app.command("report")(report.command)
 app.command("release")(release.command)

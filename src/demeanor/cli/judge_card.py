@@ -32,7 +32,6 @@ def command(
     from demeanor.errors import InputError, one_line
     from demeanor.judges import make_judge
     from demeanor.judges.cards import card_shares, measure_card, read_labelled
-    from demeanor.workspace import write_new_text
 
     promised = load_contract(common.contract_file(contract), tuple(settings or ()))
     if behaviour not in promised.promises:
@@ -49,11 +48,9 @@ def command(
         )
     if out is not None:
         try:
-            write_new_text(out, card.model_dump_json(indent=1) + "\n")
+            out.write_text(card.model_dump_json(indent=1) + "\n", "utf-8")
         except OSError as error:
-            raise InputError(
-                f"cannot be written: {error.strerror or one_line(error)}", where=str(out)
-            ) from None
+            raise InputError(f"cannot be written: {error.strerror or one_line(error)}", where=str(out)) from None
     shares = card_shares(card, promised.measurement.confidence)
     if as_json:
         print_json({**card.model_dump(mode="json"), "shares": {name: s.to_json() for name, s in shares.items()}})

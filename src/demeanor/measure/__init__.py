@@ -48,6 +48,8 @@ def measure_model(
     scorer = Scorer(model)
     rewards = _rewards(model, scorer, contract)
     judges = make_judges(contract, say=say)
+    if side == "before" and settings.samples:
+        _say_uncorrected(contract, judges, say)
     sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
     scores: list[Score] = []
     replies: list[Reply] = []
@@ -66,6 +68,13 @@ def measure_model(
                 say(f"probes are scored one sequence at a time: {scorer.padded_because}")
         advance(len(chunk))
     return scores, replies
+
+
+def _say_uncorrected(contract: Contract, judges: dict[str, Judge], say: Callable[[str], None]) -> None:
+    for name, judge in judges.items():
+        chosen = contract.promises[name].judge
+        if judge.card is None and chosen.kind != "rule":
+            say(f"{name}: the judge {chosen.title} has no card, so its rates are not corrected (demeanor judge-card)")
 
 
 def _score(
