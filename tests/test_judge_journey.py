@@ -108,6 +108,7 @@ def test_the_shipped_judges_judge_a_run_and_correct_its_rates(llama: Path, tmp_p
     assert measures.index("violating_corrected_rate") == measures.index("violating_sampled_rate") + 1
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "corrected for the judge" in page
+    assert "Judge: classifier; measured on GPTFuzzer" in page and "of 469" in page
 
 
 def test_a_judge_that_cannot_be_found_is_refused_before_anything_is_written(llama: Path, tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def card_shares(card: Card, confidence: float) -> dict[str, Estimate]:
     shares = {}
     for name in ("sensitivity", "specificity"):
         count = getattr(card, name)
-        shares[name] = replace(estimate_share(*effective(count, card), confidence), n=count[1])
+        hits, n = effective(count, card)
+        found = estimate_share(round(hits), max(1, round(n)), confidence)
+        shares[name] = replace(found, value=count[0] / count[1], n=count[1])
     return shares
 
 

@@ -17,7 +17,7 @@ RAW, CORRECTED = "violating_sampled_rate", "violating_corrected_rate"
 
 def corrected(raw: Comparison, contract: Contract) -> Comparison | None:
     """`violating_corrected_rate` of a behaviour from its `violating_sampled_rate`; None when its judge has no card."""
-    from demeanor.statistics import correct_difference, correct_rate
+    from demeanor.prevalence import correct_difference, correct_rate
 
     promise = contract.promises.get(raw.behaviour)
     card = card_of(promise.judge, contract.measurement.max_new_tokens) if promise else None
