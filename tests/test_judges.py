@@ -288,16 +288,18 @@ def test_a_known_rate_is_found_again_by_a_cluster_of_cards() -> None:
     assert 0.93 <= covered / runs <= 0.97
 
 
-def test_differences_cover_the_truth() -> None:
+@pytest.mark.parametrize("ratio", [1.0, 0.5, 0.1])
+def test_differences_cover_the_truth(ratio: float) -> None:
     rng = np.random.default_rng(5)
     before, after, n, se, sp, runs, covered = 0.3, 0.1, 300, 0.9, 0.92, 1000, 0
     for _ in range(runs):
         old, new = (rng.binomial(n, q * se + (1 - q) * (1 - sp)) / n for q in (before, after))
-        spread = 1.959964 * ((old * (1 - old) + new * (1 - new)) / n) ** 0.5
-        raw = Estimate(new - old, new - old - spread, new - old + spread, n)
+        spread = 1.959964 * ((ratio**2 * old * (1 - old) + new * (1 - new)) / n) ** 0.5
+        change = new - ratio * old
+        raw = Estimate(change, change - spread, change + spread, n)
         counts = (int(rng.binomial(200, se)), 200), (int(rng.binomial(200, sp)), 200)
-        found = correct_difference(raw, *counts, confidence=0.95)
-        covered += bool(found.low <= after - before <= found.high)  # type: ignore[operator]
+        found = correct_difference(raw, *counts, ratio=ratio, confidence=0.95)
+        covered += bool(found.low <= after - ratio * before <= found.high)  # type: ignore[operator]
     assert 0.93 <= covered / runs <= 0.97
 
 

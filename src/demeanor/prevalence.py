@@ -6,6 +6,7 @@ Epidemiologists know the problem as the true prevalence behind an imperfect test
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from demeanor.records import Estimate
 from demeanor.statistics import estimate_share
@@ -57,17 +58,18 @@ def correct_rate(hits: float, n: float, sensitivity: Count, specificity: Count, 
     return Estimate(value, min(low, value), max(high, value), num_prompts)
 
 
-def correct_difference(difference: Estimate, sensitivity: Count, specificity: Count, *, confidence: float) -> Estimate:
-    """after - before of `correct_rate`, from that of the rates: d / (Se + Sp - 1).
+def correct_difference(
+    difference: Estimate, sensitivity: Count, specificity: Count, *, ratio: float = 1.0, confidence: float
+) -> Estimate:
+    """after - ratio * before of true shares, from d, that of judged ones: x = (d + (1 - ratio) (Sp - 1)) / (Se + Sp - 1).
 
-    Each side of the interval adds, in squares, the side of the raw difference divided by Se + Sp - 1, and what the
-    uncertainty of Se + Sp does to d (the delta method).
+    Each side of the interval adds, in squares, that of d divided by Se + Sp - 1, and what the uncertainty of Se and Sp
+    does to x (the delta method: dx/dSe = -x / (Se + Sp - 1), dx/dSp = (1 - ratio - x) / (Se + Sp - 1)).
     """
     from scipy.stats import norm
 
-    nothing = Estimate(None, None, None, difference.n, difference.unscored)
     if difference.value is None or min(sensitivity[1], specificity[1]) <= 0:
-        return nothing
+        return replace(difference, value=None, low=None, high=None)
     (se, v_se), (sp, v_sp) = (
         (hits / n, share * (1.0 - share) / (n + 2.0))
         for hits, n in (sensitivity, specificity)
@@ -75,12 +77,13 @@ def correct_difference(difference: Estimate, sensitivity: Count, specificity: Co
     )
     youden = se + sp - 1.0
     if youden <= 0:
-        return nothing
-    value = max(-1.0, min(1.0, difference.value / youden))
+        return replace(difference, value=None, low=None, high=None)
+    free = (difference.value + (1.0 - ratio) * (sp - 1.0)) / youden
+    value = max(-ratio, min(1.0, free))
     if difference.low is None or difference.high is None:
-        return Estimate(value, None, None, difference.n, difference.unscored)
+        return replace(difference, value=value, low=None, high=None)
     z = float(norm.ppf((1.0 + confidence) / 2))
-    own = z * difference.value * math.sqrt(v_se + v_sp) / youden**2
-    low = value - math.hypot((difference.value - difference.low) / youden, own)
-    high = value + math.hypot((difference.high - difference.value) / youden, own)
-    return Estimate(value, max(-1.0, low), min(1.0, high), difference.n, difference.unscored)
+    own = z * math.sqrt(free**2 * v_se + (1.0 - ratio - free) ** 2 * v_sp) / youden
+    low = free - math.hypot((difference.value - difference.low) / youden, own)
+    high = free + math.hypot((difference.high - difference.value) / youden, own)
+    return replace(difference, value=value, low=max(-ratio, min(low, value)), high=min(1.0, max(high, value)))
