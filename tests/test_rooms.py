@@ -14,8 +14,9 @@ SOURCE = Path(demeanor.__file__).parent
 ORDER = (
     "errors", "records", "settings", "faults", "objectives", "trl_options", "sections", "promises", "reward_settings",
     "training_settings", "contract", "lock",
-    "workspace", "progress", "statistics", "model", "tokens", "pairs", "audit", "curate", "judge", "train", "measure",
-    "prove", "report", "release", "starter", "plan", "pipeline", "compare", "sweep", "cli", "__main__",
+    "workspace", "progress", "statistics", "significance", "model", "tokens", "pairs", "audit", "curate", "judge",
+    "train", "measure", "prove", "report", "release", "starter", "plan", "pipeline", "compare", "sweep",
+    "cli", "__main__",
 )  # fmt: skip
 
 
