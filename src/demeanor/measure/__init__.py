@@ -93,7 +93,7 @@ def _score(
         own = [reply for reply in replies if (reply.behaviour, reply.probe_id) == (probe.behaviour, probe.id)]
         bad, good = openings.get(probe.behaviour, ([], []))
         values = {**_likelihoods(probe, logps, len(bad), len(good)), **_rates(own)}
-        results.append(Score(probe.id, probe.behaviour, side, probe.attack, values))
+        results.append(Score(probe.id, probe.behaviour, side, probe.attack, values, probe.cluster))
     return results
 
 

@@ -7,6 +7,7 @@
     behaviour     behavior, category
     confidence
     attack        the family of the attack that the prompt is
+    cluster       of probes: those of one cluster (wrappers around one question) count as one draw
 
 Capitals and surrounding blanks do not matter. A column that has the name itself wins over its aliases. Two aliases of
 prompt, chosen or rejected side by side are ambiguous, and are left as they are; `behavior` wins over `category`.
@@ -59,7 +60,7 @@ def ambiguity(row: Mapping[Any, Any]) -> str | None:
 
 
 def read_label(row: Mapping[str, Any], name: str) -> str | None:
-    """The behaviour or attack that a canonical row names; a list or a table of flags names none."""
+    """The behaviour, attack or cluster that a canonical row names; a list or a table of flags names none."""
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None

@@ -144,6 +144,7 @@ def _read_row(row: Any, reader: Reader, name: str, number: int, behaviour: str |
         behaviour=read_label(row, "behaviour") or behaviour,
         attack=read_label(row, "attack"),
         confidence=read_confidence(row),
+        cluster=read_label(row, "cluster"),
     )
 
 
