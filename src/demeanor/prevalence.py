@@ -61,7 +61,7 @@ def correct_rate(hits: float, n: float, sensitivity: Count, specificity: Count, 
 def correct_difference(
     difference: Estimate, sensitivity: Count, specificity: Count, *, ratio: float = 1.0, confidence: float
 ) -> Estimate:
-    """after - ratio * before of true shares, from d, that of judged ones: x = (d + (1 - ratio) (Sp - 1)) / (Se + Sp - 1).
+    """after - ratio * before of the true shares: x = (d + (1 - ratio) (Sp - 1)) / (Se + Sp - 1), d of the judged ones.
 
     Each side of the interval adds, in squares, that of d divided by Se + Sp - 1, and what the uncertainty of Se and Sp
     does to x (the delta method: dx/dSe = -x / (Se + Sp - 1), dx/dSp = (1 - ratio - x) / (Se + Sp - 1)).
