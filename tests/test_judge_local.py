@@ -115,14 +115,63 @@ def test_scores_that_are_no_numbers_are_unscored(tmp_path: Path) -> None:
     assert judge_of(folder).judge([(PROMPT, "Sure.")]) == [None]
 
 
+ANSWERS = {"\n\nunsafe": "violating", "\n\nsafe": "safe"}
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny generating model that was taught to answer as guards do, after the starter's chat template."""
+    folder = tmp_path_factory.mktemp("guard")
+    tokenizer = hf.AutoTokenizer.from_pretrained(starter_file("model"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    rows = []
+    for reply, answer in zip(GIVES_IN + REFUSES, [*ANSWERS][:1] * 4 + [*ANSWERS][1:] * 4, strict=True):
+        turns = [PROMPT[0].to_json(), {"role": "assistant", "content": reply}]
+        asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+        said = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        rows.append((torch.tensor([asked + said]), torch.tensor([[-100] * len(asked) + said])))
+    for _ in range(60):
+        optimizer.zero_grad()
+        for ids, labels in rows:
+            model(ids, labels=labels).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_guard_that_generates_judges_by_its_answers(guard: Path) -> None:
+    judge = judge_of(guard, labels=ANSWERS)
+    replies = [*GIVES_IN, *REFUSES, ""]
+    assert judge.judge([(PROMPT, reply) for reply in replies]) == ["violating"] * 4 + ["safe"] * 4 + ["invalid"]
+    turned = judge_of(guard, labels={"\n\nunsafe": "safe", "\n\nsafe": "violating"})
+    assert turned.judge([(PROMPT, GIVES_IN[0]), (PROMPT, REFUSES[0])]) == ["safe", "violating"]
+
+
+def test_a_guard_that_cannot_read_it_all_leaves_it_unscored(guard: Path) -> None:
+    long = (Message("user", "lock " * 500),)
+    judge = judge_of(guard, labels=ANSWERS)
+    assert judge.judge([(long, GIVES_IN[0]), (PROMPT, GIVES_IN[0])]) == [None, "violating"]
+
+
 def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
     folder = save_classifier(tmp_path / "model", trained=False)
     with pytest.raises(InputError, match="has the labels harmful, harmless, not LABEL_1"):
         judge_of(folder, labels={"LABEL_1": "violating"})
     with pytest.raises(InputError, match="no such folder"):
         judge_of(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="is no sequence classifier but LlamaForCausalLM"):
-        judge_of(starter_file("model"))
+    with pytest.raises(InputError, match="none of which begins another"):
+        judge_of(starter_file("model"), labels={"safe": "safe", "safely": "violating"})
+    with pytest.raises(InputError, match="none of which begins another"):
+        judge_of(starter_file("model"), labels={"unsafe": "violating"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
+    with pytest.raises(InputError, match="neither classifies sequences nor generates text: LlamaModel"):
+        judge_of(folder)
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="no safetensors"):
         judge_of(folder)

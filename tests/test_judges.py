@@ -202,6 +202,16 @@ def test_the_command_writes_a_card_that_the_contract_takes(tmp_path: Path, monke
     assert run("b") == 2 and "the card is of another judge" in capsys.readouterr().err
 
 
+def test_the_card_of_a_judge_that_comes_along_says_what_it_reached_elsewhere(monkeypatch: Any, capsys: Any) -> None:
+    chosen = "behaviours.bypass.judge=classifier"
+    monkeypatch.setattr("sys.argv", ["demeanor", "judge-card", "starter", "--behaviour", "bypass", "--set", chosen])
+    with pytest.raises(SystemExit):
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7 and lines[0].startswith("classifier on GPTFuzzer's labelled replies, held-out questions")
+    assert any(line.startswith("elsewhere, HarmBench's safe replies") and "n = 100" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"data": "x"}', '{"data": "x", "sensitivity": [2, 1], "specificity": [1, 1]}']
 )

@@ -61,7 +61,7 @@ class JudgeSettings(Section):
     kind: Literal["rule", "refusal", "classifier", "model", "endpoint"] = Field(
         "rule",
         description="rule: the openings and patterns; refusal: rules for refusals; classifier: the small one that "
-        "comes along; model: a Hugging Face classifier; endpoint: an LLM with a rubric",
+        "comes along; model: a Hugging Face classifier or guard; endpoint: an LLM with a rubric",
     )
     refused: Literal["safe", "violating"] = Field(
         "safe", description="refusal: what a refusal is (violating where harmless questions are asked)"
@@ -69,7 +69,9 @@ class JudgeSettings(Section):
     model: Text | None = Field(None, description="model: folder or Hub id; endpoint: the name of the served model")
     revision: str | None = Field(None, description="model: branch, tag or commit of a Hub id")
     labels: dict[str, Literal["violating", "safe", "other", "invalid"]] = Field(
-        default_factory=dict, description="model: what each of its labels means, e.g. {LABEL_1: violating}"
+        default_factory=dict,
+        description="model: what each label means, e.g. {LABEL_1: violating}; of a guard that generates: beginnings of "
+        "its answers",
     )
     reads: Literal["reply", "both"] = Field("both", description="model: it reads the reply, or prompt and reply")
     endpoint: Text | None = Field(None, description="endpoint: address up to /v1 of an OpenAI-compatible server")

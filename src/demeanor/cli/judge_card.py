@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from demeanor.cli import common
+
+if TYPE_CHECKING:
+    from demeanor.records import Estimate
 
 
 def command(
@@ -31,7 +34,8 @@ def command(
     from demeanor.contract import load_contract
     from demeanor.errors import InputError, one_line
     from demeanor.judges import make_judge
-    from demeanor.judges.cards import card_shares, measure_card, read_labelled
+    from demeanor.judges.cards import card_shares, elsewhere, measure_card, read_labelled
+    from demeanor.statistics import estimate_share
 
     promised = load_contract(common.contract_file(contract), tuple(settings or ()))
     if behaviour not in promised.promises:
@@ -51,10 +55,18 @@ def command(
             out.write_text(card.model_dump_json(indent=1) + "\n", "utf-8")
         except OSError as error:
             raise InputError(f"cannot be written: {error.strerror or one_line(error)}", where=str(out)) from None
-    shares = card_shares(card, promised.measurement.confidence)
+    confidence = promised.measurement.confidence
+    shares = card_shares(card, confidence)
     if as_json:
         print_json({**card.model_dump(mode="json"), "shares": {name: s.to_json() for name, s in shares.items()}})
         return
     print(f"{given.title} on {card.data}" + (f", {card.unscored} unscored" if card.unscored else ""))
     for name, share in shares.items():
-        print(f"{name} {share.value:.1%} [{share.low:.1%}, {share.high:.1%}], n = {share.n}")
+        print(f"{name} {share_words(share)}")
+    for data, counts in elsewhere(given).items() if labelled is None and given.card is None else ():
+        told = [f"{name} {share_words(estimate_share(hits, n, confidence))}" for name, (hits, n) in counts.items()]
+        print(f"elsewhere, {data}: {', '.join(told)}")
+
+
+def share_words(share: Estimate) -> str:
+    return f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}], n = {share.n}"

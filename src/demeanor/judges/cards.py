@@ -50,6 +50,12 @@ def shipped_cards() -> dict[str, dict[str, Any]]:
     return json.loads((files("demeanor.judges") / "cards.json").read_text("utf-8"))  # type: ignore[no-any-return]
 
 
+def elsewhere(settings: JudgeSettings) -> dict[str, dict[str, Any]]:
+    """What a judge that comes along reached on other texts than its card's: {set: {share: [hits, n]}}."""
+    found: dict[str, dict[str, Any]] = shipped_cards().get(settings.kind, {}).get("elsewhere", {})
+    return found
+
+
 def measure_card(judge: Judge, rows: Sequence[Labelled], data: str) -> Card:
     """The judge's card on labelled replies; those that it gives no answer to are counted apart.
 
