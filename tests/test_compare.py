@@ -113,6 +113,7 @@ def test_runs_that_do_not_share_what_they_must_are_refused_by_name(folders: list
         ({"probes": "other"}, "the probes"),
         ({"system_prompt": "Be kind."}, "the system prompt and its transient values"),
         ({"behaviours": {"tone": {"violating_openings": ["Read"]}}}, "the openings and patterns"),
+        ({"behaviours": {"tone": {"judge": "refusal"}}}, "the judges and their cards"),
         ({"behaviours": {"tone": {"limits": [{"measure": "safe_logp", "min": 0}]}}}, "the limits"),
         ({"measurement": {"temperature": 0.5}}, "measurement.temperature (0.5, not 1.0)"),
         ({"training": {"beta": 5, "seed": 3, "learning_rate": 0.1}}, ""),

@@ -236,10 +236,12 @@ def test_openings_are_prefix_free() -> None:
 
 
 def test_a_limit_has_one_bound_and_its_own_id() -> None:
-    limits = [{"measure": "reply_tokens", kind: 0} for kind in ("max", "min", "max_increase", "min_increase")]
+    kinds = ("max", "min", "max_increase", "min_increase", "max_ratio", "min_ratio", "within")
+    limits = [{"measure": "reply_tokens", kind: 2} for kind in kinds]
     behaviour = contract_of(behaviours={"tone": {"limits": limits}}).behaviours["tone"]
-    assert [limit.bounds for limit in behaviour.limits] == [{kind: 0} for kind in list(Limit.model_fields)[1:]]
-    assert len({limit.id("tone") for limit in behaviour.limits}) == 4
+    assert [limit.bounds for limit in behaviour.limits] == [{kind: 2} for kind in list(Limit.model_fields)[1:8]]
+    assert len({limit.id("tone") for limit in behaviour.limits}) == 7
+    assert len({limit.rule for limit in behaviour.limits}) == 7
     for bounds in ({}, {"max": 1, "min": 0}):
         with pytest.raises(ContractError, match="exactly one of"):
             contract_of(behaviours={"tone": {"limits": [{"measure": "reply_tokens", **bounds}]}})

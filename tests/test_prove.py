@@ -39,16 +39,18 @@ def test_the_order_of_the_values_does_not_matter() -> None:
     assert estimate_mean(values, **HOW) == estimate_mean(random.Random(0).sample(values, 101), **HOW)
 
 
-def test_it_is_the_percentile_bootstrap_of_scipy() -> None:
+def test_it_is_the_studentised_bootstrap() -> None:
+    """Beside one that is written out, with draws of its own."""
     values = np.random.default_rng(2).exponential(size=60)
     ours = estimate_mean(values.tolist(), confidence=0.9, resamples=20_000, seed=0, ends=None)
-    theirs = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", confidence_level=0.9, n_resamples=20_000, rng=np.random.default_rng(5)
-    ).confidence_interval
-    width = theirs.high - theirs.low
+    drawn = values[np.random.default_rng(5).integers(0, 60, (20_000, 60))]
+    error = values.std(ddof=1) / math.sqrt(60)
+    t = (drawn.mean(axis=1) - values.mean()) / (drawn.std(axis=1, ddof=1) / math.sqrt(60))
+    low, high = (values.mean() - np.quantile(t, end) * error for end in (0.95, 0.05))
     assert ours.value == pytest.approx(values.mean())
-    assert ours.low == pytest.approx(theirs.low, abs=0.03 * width)
-    assert ours.high == pytest.approx(theirs.high, abs=0.03 * width)
+    assert ours.low == pytest.approx(low, abs=0.02 * (high - low))
+    assert ours.high == pytest.approx(high, abs=0.02 * (high - low))
+    assert ours.high - ours.value > 1.2 * (ours.value - ours.low)  # type: ignore[operator]  # as skewed as the values
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
@@ -205,9 +207,13 @@ def test_blocks_that_bound_the_memory_change_nothing(monkeypatch: pytest.MonkeyP
 
 def test_many_values_are_drawn_block_by_block() -> None:
     size = 5 * statistics._BLOCK // 1000
-    values = np.arange(size) / size
-    means = statistics._resampled_means(values, 1000, 0)
-    assert np.array_equal(means, values[np.random.default_rng(0).integers(0, size, (1000, size))].mean(axis=1))
+    blocks = list(statistics._draws(size, 1000, 0))
+    assert len(blocks) > 4
+    drawn = np.random.default_rng(0).integers(0, size, (1000, size))
+    counts = np.concatenate(blocks)
+    assert counts.shape == (1000, size)
+    for row in (0, 250, 999):
+        assert np.array_equal(counts[row], np.bincount(drawn[row], minlength=size))
 
 
 # --- joint_values

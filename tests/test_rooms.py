@@ -12,10 +12,11 @@ import demeanor
 
 SOURCE = Path(demeanor.__file__).parent
 ORDER = (
-    "errors", "visible", "records", "settings", "faults", "objectives", "trl_options", "sections", "promises",
-    "reward_settings", "training_settings", "contract", "lock",
-    "workspace", "progress", "statistics", "model", "tokens", "pairs", "audit", "curate", "judge", "train", "measure",
-    "prove", "report", "release", "starter", "plan", "pipeline", "compare", "sweep", "cli", "__main__",
+    "errors", "visible", "records", "settings", "faults", "objectives", "trl_options", "sections", "judge_settings",
+    "promises", "reward_settings", "training_settings", "contract", "lock",
+    "workspace", "progress", "statistics", "significance", "prevalence", "model", "tokens", "pairs", "audit", "curate",
+    "judges", "train", "measure", "prove", "report", "release", "starter", "plan", "pipeline", "compare", "sweep",
+    "cli", "__main__",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from demeanor.contract import load_contract
-from demeanor.judge import judge_reply
+from demeanor.judges.rule import judge_reply
 from demeanor.measure import measure_model
 from demeanor.model import find_model, load_model
 from demeanor.plan import Plan, plan_run

@@ -15,9 +15,10 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from demeanor.errors import ContractError, one_line
-from demeanor.faults import describe, fault
+from demeanor.faults import describe, fault, nearest
+from demeanor.judge_settings import read_card
 from demeanor.objectives import OBJECTIVES
-from demeanor.promises import MEASURES, OF_REWARD_MODELS, OF_REWARD_MODELS_ONLY, Behaviour, Limit, Promise
+from demeanor.promises import MEASURES, OF_REWARD_MODELS, OF_REWARD_MODELS_ONLY, Behaviour, Limit, Promise, Waiver
 from demeanor.records import content_id
 from demeanor.reward_settings import RewardSettings
 from demeanor.sections import Section, Text
@@ -35,6 +36,7 @@ __all__ = [
     "Measurement",
     "Promise",
     "Training",
+    "Waiver",
     "build_contract",
     "dump_contract",
     "load_contract",
@@ -108,6 +110,7 @@ class Contract(Section):
     data: Data
     training: Training = Field(default_factory=lambda: Training())
     measurement: Measurement = Field(default_factory=Measurement)
+    waivers: tuple[Waiver, ...] = Field((), description="limits that somebody lets through although they do not hold")
     audit: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="limits of the audit's checks, by check and limit; `demeanor audit --checks`"
     )
@@ -117,6 +120,10 @@ class Contract(Section):
         for name in self.behaviours:
             if name in self.collateral:
                 raise fault("stands in behaviours and in collateral", "collateral", name)
+        known = [limit.id(name) for name, promise in self.promises.items() for limit in promise.limits]
+        for place, waiver in enumerate(self.waivers):
+            if waiver.limit not in known:
+                raise fault(f"no limit has the id {waiver.limit!r}{nearest(waiver.limit, known)}", "waivers", place)
         training = self.training
         if training.gamma and training.objective != "simpo":
             raise fault(f"is a margin of objective simpo; {training.objective} has none", "training", "gamma")
@@ -294,7 +301,12 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
     rewards = tuple(map(fix_reward, contract.training.rewards))
 
     def fix_promise(promise: Any) -> Any:
-        return promise.model_copy(update={"probes": fix(promise.probes)})
+        judge = promise.judge
+        if isinstance(judge.card, str):  # its numbers become part of the contract
+            judge = judge.model_copy(update={"card": read_card(root / Path(judge.card).expanduser())})
+        if judge.kind == "model":
+            judge = judge.model_copy(update={"model": fix(judge.model)})
+        return promise.model_copy(update={"probes": fix(promise.probes), "judge": judge})
 
     return contract.model_copy(
         update={

@@ -15,12 +15,13 @@ from typing import Any
 
 from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
+from demeanor.judges import judge_identities
 from demeanor.measure import measure_model
 from demeanor.model import load_model, load_reward_model
 from demeanor.objectives import OBJECTIVES
-from demeanor.plan import DEFAULT_BEHAVIOUR, Plan, prompt_inputs, read_inputs
+from demeanor.plan import DEFAULT_BEHAVIOUR, Plan, prompt_inputs, read_inputs, recorded_identity
 from demeanor.progress import Progress
-from demeanor.prove import prove_contract
+from demeanor.prove import fixed_limits, prove_contract, prove_no_regression, waivers_in_effect
 from demeanor.records import SIDES, Message, Probe, Score, Verdict
 from demeanor.release import merge_adapter
 from demeanor.report import write_report
@@ -75,6 +76,7 @@ def train_stage(plan: Plan, progress: Progress) -> None:
     key = digest({name: value for name, value in inputs.items() if name != "functions"})
 
     def work() -> dict[str, Any]:
+        workspace.fix_limits(key, fixed_limits(contract))
         tokens, refused = tokenize_pairs(
             plan.train,
             plan.tokenizer,
@@ -161,13 +163,45 @@ def prove_stage(workspace: Workspace, contract: Contract, identity: dict[str, st
 
     def work() -> dict[str, Any]:
         before, after = (workspace.read_records(workspace.scores(side), Score.from_json) for side in SIDES)
-        verdict = prove_contract(before, after, contract)
+        verdict = prove_contract(before, after, contract, fixed=workspace.fixed_limits())
         workspace.write_json(workspace.verdict, verdict.to_json())
         return {"passed": verdict.passed}
 
     progress.stage("prove", done=workspace.is_done("prove", inputs))
     workspace.stage("prove", inputs, work, workspace.verdict)
     return Verdict.from_json(workspace.read_json(workspace.verdict))
+
+
+def prove_against(
+    workspace: Workspace, contract: Contract, verdict: Verdict, accepted: Path, progress: Progress
+) -> Verdict:
+    """The verdict of `workspace`, and that no limit's measure is worse than in the run `accepted`; kept in its folder.
+
+    Raises:
+        InputError: the accepted run is not finished, or was not measured on the same probes in the same way.
+    """
+    other = Workspace.open(accepted)
+    theirs = other.contract()
+    require(other, theirs, recorded_identity(other), "read", "before", "train", "after")
+    measured = [space.manifest()["stages"]["after"]["inputs"] for space in (workspace, other)]
+    own = {"adapter", "probes", "model", "template", "demeanor"}  # may differ; the probes are compared one by one
+    differing = sorted(k for k in measured[0].keys() | measured[1].keys() if measured[0].get(k) != measured[1].get(k))
+    differing = [key for key in differing if key not in own]
+    if differing:
+        raise InputError(
+            f"was not measured like {workspace}: it differs in {', '.join(differing)}",
+            where=str(accepted),
+            remedy="measure both in the same way",
+        )
+    if not other.verdict.exists() or not other.read_json(other.verdict)["passed"]:
+        progress.say(f"{accepted} has no verdict that passed: it is taken as the accepted run because you say so")
+    scores = [
+        [space.read_records(space.scores(side), Score.from_json) for side in SIDES] for space in (other, workspace)
+    ]
+    name = other.folder.resolve().name
+    both = prove_no_regression(verdict, (scores[0][0], scores[0][1]), (scores[1][0], scores[1][1]), contract, name)
+    workspace.write_json(workspace.regression, {"accepted": str(accepted), **both.to_json()})
+    return both
 
 
 def report_stage(workspace: Workspace, contract: Contract, identity: dict[str, str], progress: Progress) -> None:
@@ -305,7 +339,9 @@ def stage_inputs(
         if OBJECTIVES[contract.training.objective].online:
             own |= reward_model_digests(contract, known)
     elif name in SIDES:
+        known = workspace.manifest()["stages"].get(name, {}).get("inputs", {}).get("judges", {})
         own = {
+            "judges": judge_identities(contract, known),
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
             "probes": file_sha256(workspace.probes),
             "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},
@@ -322,6 +358,9 @@ def stage_inputs(
         own = {
             "scores": workspace.outputs_digest(*SIDES),
             "limits": {k: [limit.model_dump(mode="json") for limit in p.limits] for k, p in promises.items()},
+            "cards": {k: p.judge.model_dump(mode="json")["card"] for k, p in promises.items()},
+            "fixed": digest(workspace.fixed_limits()),
+            "waivers": waivers_in_effect(contract),
             "statistics": [settings.confidence, settings.resamples, settings.seed],
             "beta": contract.training.reward_beta,
         }

@@ -16,10 +16,12 @@ from demeanor import __version__
 from demeanor.contract import STARTER, Contract, build_contract
 from demeanor.curate import loss_weights, one_of_each_list, split_pairs
 from demeanor.errors import InputError, PairsError
+from demeanor.judges import make_judges
 from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
 from demeanor.objectives import OBJECTIVES
 from demeanor.pairs import read_pairs
-from demeanor.records import DroppedRow, PreferencePair, Probe
+from demeanor.prove.power import power_notes
+from demeanor.records import DroppedRow, PreferencePair, Probe, content_id
 from demeanor.settings import apply_overrides
 from demeanor.starter import starter_file
 from demeanor.tokens import Refused, Tokenizer, make_tokenizer, tokenize_pairs
@@ -42,6 +44,11 @@ class Plan:
     probes: list[Probe]
     dropped: list[DroppedRow]
     notes: list[str]  # lines for the user: what was read, dropped, cut
+
+    @property
+    def power(self) -> list[str]:
+        """Lines for the user: the limits that so few probes cannot show."""
+        return power_notes(self.contract, self.probes)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -86,6 +93,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
     inner = load_tokenizer(source, contract)
     tokenizer = make_tokenizer(inner, end_of_turn_ids(source, inner))
     _check_openings(contract, tokenizer)
+    make_judges(contract)  # refuses what cannot judge
     inputs = read_inputs(workspace, contract, _identity(source, tokenizer))
     if workspace.contract_file.exists() and workspace.is_done("read", inputs):
         stored = workspace.manifest()["stages"]["read"]
@@ -301,7 +309,7 @@ def _read_probes(
             if result.dropped:
                 notes.append(f"probes of {name}: {result.summary()}")
     probes += [Probe.from_pair(p, p.behaviour or DEFAULT_BEHAVIOUR) for p in heldout if p.behaviour not in own]
-    probes = list({(probe.behaviour, probe.id): probe for probe in probes}.values())
+    probes = _clustered(list({(probe.behaviour, probe.id): probe for probe in probes}.values()))
     system, cut = contract.system_text(), 0
     for place, probe in enumerate(probes):
         try:
@@ -328,6 +336,16 @@ def _read_probes(
                 remedy="name a file of probes, or pairs whose behaviour is this",
             )
     return probes
+
+
+def _clustered(probes: list[Probe]) -> list[Probe]:
+    """Probes of one behaviour that ask the same thing are one draw: those that name no cluster get one."""
+    asked = [(p.behaviour, *((turn.role, _flat(turn.content)) for turn in p.prompt)) for p in probes]
+    counts = Counter(asked)
+    return [
+        replace(probe, cluster=content_id(key)) if probe.cluster is None and counts[key] > 1 else probe
+        for probe, key in zip(probes, asked, strict=True)
+    ]
 
 
 def _drop(pair: PreferencePair, reason: str) -> DroppedRow:

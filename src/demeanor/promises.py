@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from datetime import date, datetime
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from demeanor.faults import fault, nearest
+from demeanor.judge_settings import JudgeSettings
 from demeanor.sections import Section, Text
 
 MEASURES = {
@@ -18,8 +20,9 @@ MEASURES = {
     "safe_logp": "log p(y|x) of the safe reply, nats, mean over the probe's safe replies",
     "violating_logp_per_token": "the same divided by the reply's tokens",
     "safe_logp_per_token": "the same divided by the reply's tokens",
-    "violating_sampled_rate": "share of the sampled replies that the rule calls violating",
-    "safe_sampled_rate": "share of the sampled replies that the rule calls safe",
+    "violating_sampled_rate": "share of the sampled replies that the judge calls violating",
+    "violating_corrected_rate": "the same, corrected for the errors on the judge's card",
+    "safe_sampled_rate": "share of the sampled replies that the judge calls safe",
     "invalid_sampled_rate": "share of the sampled replies that are empty or garbled",
     "reply_tokens": "length of the sampled replies, tokens",
     "reward": "weighted sum of `training.rewards`, mean over the sampled replies",
@@ -38,6 +41,22 @@ OF_REWARD_MODELS = ("reward_accuracy", "length_accuracy", "validation_loss", "sa
 OF_REWARD_MODELS_ONLY = OF_REWARD_MODELS[-2:]
 
 
+KINDS = ("max", "min", "max_increase", "min_increase", "max_ratio", "min_ratio", "within")
+_SIGNED = ("logp", "logp_per_token", "reward")  # ends of the names of measures that may be negative: no ratio of them
+_REGRESSION = 0.01  # default of max_regression, for shares and probabilities
+_REGRESSION_ELSE = 0.1  # and for everything else: nats, tokens, reward
+
+
+def is_share(measure: str) -> bool:
+    """Does it lie between 0 and 1?"""
+    return is_counted(measure) or measure.endswith(("_mass", "_probability"))
+
+
+def is_counted(measure: str) -> bool:
+    """Is it a share of counted outcomes, and not a probability that the model itself states?"""
+    return measure.endswith(("_rate", "_accuracy", "_share"))
+
+
 class Limit(Section):
     """One promise about one measure. It holds when the whole interval, not only the estimate, is on the right side."""
 
@@ -46,6 +65,18 @@ class Limit(Section):
     min: float | None = Field(None, description="the measure after training must be at least this")
     max_increase: float | None = Field(None, description="after - before must be at most this")
     min_increase: float | None = Field(None, description="after - before must be at least this")
+    max_ratio: float | None = Field(None, ge=0, description="after must be at most this many times before")
+    min_ratio: float | None = Field(None, ge=0, description="after must be at least this many times before")
+    within: float | None = Field(
+        None, gt=0, description="after must be shown to differ from before by at most this, up or down (equivalence)"
+    )
+    confidence: float | None = Field(None, gt=0.5, lt=1, description="of this limit; default measurement.confidence")
+    max_regression: float | None = Field(
+        None,
+        ge=0,
+        description="`prove --against`: at most so much worse than the accepted run; "
+        f"default {_REGRESSION:g} for shares and probabilities, {_REGRESSION_ELSE:g} else",
+    )
 
     @field_validator("measure")
     @classmethod
@@ -57,19 +88,70 @@ class Limit(Section):
     @model_validator(mode="after")
     def _one_bound(self) -> Limit:
         if len(self.bounds) != 1:
-            raise ValueError("give exactly one of max, min, max_increase, min_increase")
+            raise ValueError(f"give exactly one of {', '.join(KINDS)}")
+        if self.kind.endswith("_ratio") and self.measure.endswith(_SIGNED):
+            raise fault(f"{self.measure} may be negative: a ratio of it means nothing", self.kind)
         return self
 
     @property
     def bounds(self) -> dict[str, float]:
         """The bound that was given: {kind: value}."""
-        kinds = ("max", "min", "max_increase", "min_increase")
-        return {kind: getattr(self, kind) for kind in kinds if getattr(self, kind) is not None}
+        return {kind: getattr(self, kind) for kind in KINDS if getattr(self, kind) is not None}
+
+    @property
+    def kind(self) -> str:
+        return next(iter(self.bounds))
+
+    @property
+    def bound(self) -> float:
+        return next(iter(self.bounds.values()))
+
+    @property
+    def rule(self) -> str:
+        """What must be, in symbols."""
+        bound = self.bound
+        return {
+            "max": f"after <= {bound:g}",
+            "min": f"after >= {bound:g}",
+            "max_increase": f"after - before <= {bound:g}",
+            "min_increase": f"after - before >= {bound:g}",
+            "max_ratio": f"after <= {bound:g} * before",
+            "min_ratio": f"after >= {bound:g} * before",
+            "within": f"|after - before| <= {bound:g}",
+        }[self.kind]
+
+    @property
+    def regression(self) -> float:
+        """How much worse than an accepted run the measure may be."""
+        if self.max_regression is not None:
+            return self.max_regression
+        return _REGRESSION if is_share(self.measure) else _REGRESSION_ELSE
+
+    def implies(self, other: Limit) -> bool:
+        """Does `other` hold wherever this one does, at the same confidence?"""
+        if (self.measure, self.kind) != (other.measure, other.kind):
+            return False
+        return self.bound >= other.bound if self.kind.startswith("min") else self.bound <= other.bound
 
     def id(self, behaviour: str) -> str:
         """A readable name that is unique within a contract."""
-        ((kind, value),) = self.bounds.items()
-        return f"{behaviour}.{self.measure}.{kind}={value:g}"
+        return f"{behaviour}.{self.measure}.{self.kind}={self.bound:g}"
+
+
+class Waiver(Section):
+    """Somebody answers for a limit that does not hold, until a day. It never counts as passed."""
+
+    limit: Text = Field(description="the limit's id, as the verdict names it: behaviour.measure.kind=bound")
+    who: Text = Field(description="who answers for it")
+    why: Text = Field(description="why it is let through")
+    until: date = Field(description="the last day on which it counts, YYYY-MM-DD (UTC)")
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def _a_day(cls, value: Any) -> Any:
+        if isinstance(value, str | date) and not isinstance(value, datetime):
+            return value
+        raise ValueError("must be a day, YYYY-MM-DD")
 
 
 class Promise(Section):
@@ -80,6 +162,10 @@ class Promise(Section):
     safe_openings: tuple[str, ...] = Field((), description="the reply should begin with one of these")
     violating_patterns: tuple[str, ...] = Field(
         (), description="regular expressions; a sampled reply that holds one violates"
+    )
+    judge: JudgeSettings = Field(
+        default_factory=JudgeSettings,
+        description="who judges sampled replies: rule, refusal, classifier, {model: ...}, {endpoint: ..., model: ...}",
     )
     probes: Text | None = Field(
         None, description="a file of pairs (prompt, chosen, rejected): held out, never trained on"
@@ -138,6 +224,8 @@ class Behaviour(Promise):
         for name in ("limits", "probes", "violating_openings", "safe_openings", "violating_patterns"):
             if getattr(self, name):
                 raise fault("a transient behaviour is never trained: it takes only about, value and examples", name)
+        if self.judge != JudgeSettings():
+            raise fault("a transient behaviour is never judged: it takes only about, value and examples", "judge")
         if self.value in self.examples:
             raise fault(
                 "today's `value` would be learned from this example", "examples", self.examples.index(self.value)

@@ -51,9 +51,10 @@ class PreferencePair(Record):
 
     A reply that was labelled on its own, good (y_w) or bad (y_l), has "" on the other side. `id` depends on the texts
     alone. `row` is the row of `source` it was read from, counted from 1; `attack` names the family of the attack that
-    the prompt is, `annotator` who compared the replies. `confidence`, how sure the label is, is kept; no loss uses it.
-    Pairs made of one ranked list have the same `list_id`, and `weight` is how much one of them counts beside the others
-    of its list (`curate.loss_weights`).
+    the prompt is, `cluster` the group of prompts that count as one draw (wrappers around one question, say),
+    `annotator` who compared the replies. `confidence`, how sure the label is, is kept; no loss uses it. Pairs made of
+    one ranked list have the same `list_id`, and `weight` is how much one of them counts beside the others of its list
+    (`curate.loss_weights`).
     """
 
     id: str
@@ -68,6 +69,7 @@ class PreferencePair(Record):
     list_id: str | None = None
     weight: float = 1.0
     annotator: str | None = None
+    cluster: str | None = None
 
     @classmethod
     def make(cls, prompt: tuple[Message, ...], chosen: str, rejected: str, **more: Any) -> PreferencePair:
@@ -135,7 +137,7 @@ class Finding(Record):
 class Probe(Record):
     """A held-out prompt with replies that must not be said (violating) and replies that should be (safe).
 
-    `attack` names the wrapper family when the prompt is an attack, else None.
+    `attack` names the wrapper family when the prompt is an attack, else None. Probes of one `cluster` are one draw.
     """
 
     id: str
@@ -144,6 +146,7 @@ class Probe(Record):
     violating: tuple[str, ...]
     safe: tuple[str, ...]
     attack: str | None = None
+    cluster: str | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Probe:
@@ -153,7 +156,7 @@ class Probe(Record):
     @classmethod
     def from_pair(cls, pair: PreferencePair, behaviour: str) -> Probe:
         violating, safe = (tuple(text for text in (side,) if text) for side in (pair.rejected, pair.chosen))
-        return cls(pair.id, behaviour, pair.prompt, violating, safe, pair.attack)
+        return cls(pair.id, behaviour, pair.prompt, violating, safe, pair.attack, pair.cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +182,15 @@ class Score(Record):
     model: str  # one of SIDES
     attack: str | None
     values: dict[str, float | None]
+    cluster: str | None = None  # the probe's
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate(Record):
     """A mean over `n` probes with its interval [low, high]; `unscored` probes gave no value.
 
-    `value`, `low`, `high` are None when nothing could be computed.
+    `value`, `low`, `high` are None when nothing could be computed. `clusters`: how many independent groups the probes
+    form; None where each stands alone.
     """
 
     value: float | None
@@ -193,17 +198,22 @@ class Estimate(Record):
     high: float | None
     n: int
     unscored: int = 0
+    clusters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison(Record):
-    """One measure of one behaviour, before and after, and the difference paired by probe (after - before)."""
+    """One measure of one behaviour, before and after, and the difference paired by probe (after - before).
+
+    `p` is the p-value of "nothing changed": McNemar's exact test, or sign flips of the probes' differences.
+    """
 
     behaviour: str
     measure: str
     before: Estimate
     after: Estimate
     difference: Estimate
+    p: float | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Comparison:
@@ -214,7 +224,13 @@ class Comparison(Record):
 @dataclass(frozen=True, slots=True)
 class LimitResult(Record):
     """One limit of the contract with its evidence. `low` and `high` bound `difference`, `after_low` and
-    `after_high` bound `after`. `reason` says in words why it passed or failed."""
+    `after_high` bound `after`, at the limit's own `confidence`. `reason` says in words why it passed or failed.
+
+    `evidence` estimates what the rule is about: after, after - before, or after - ratio * before. `state`: pass, fail
+    (the estimate itself breaks the limit), not shown (it does not, but its interval does, or there is too little
+    evidence), waived (either of the two, and `waiver` says who answers for it). `p` is the least 1 - confidence at
+    which the limit would hold, `p_holm` the same among all limits of the verdict (Holm 1979).
+    """
 
     id: str
     behaviour: str
@@ -231,22 +247,40 @@ class LimitResult(Record):
     unscored: int
     passed: bool
     reason: str
+    state: str = ""
+    evidence: Estimate | None = None
+    confidence: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    waiver: dict[str, str] | None = None  # who, why, until (a date)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LimitResult:
+        evidence = data.get("evidence")
+        return cls(**{**data, "evidence": None if evidence is None else Estimate(**evidence)})
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict(Record):
-    """Every limit with its evidence; passed only when there is a limit and all of them passed."""
+    """Every limit with its evidence; passed only when at least one passed and all others passed or are waived.
+
+    `weakened` are the limits that were fixed before the training and are no longer asked, or less strictly: with any,
+    nothing passes. None where it is not known what was fixed.
+    """
 
     passed: bool
     limits: tuple[LimitResult, ...]
     comparisons: tuple[Comparison, ...]
     confidence: float
     seed: int
+    weakened: tuple[str, ...] | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Verdict:
         known = {f.name for f in fields(cls)}
         rest = {key: value for key, value in data.items() if key in known}
-        rest["limits"] = tuple(LimitResult(**item) for item in data["limits"])
+        rest["limits"] = tuple(LimitResult.from_json(item) for item in data["limits"])
         rest["comparisons"] = tuple(Comparison.from_json(item) for item in data["comparisons"])
+        weakened = data.get("weakened")
+        rest["weakened"] = None if weakened is None else tuple(weakened)
         return cls(**rest)

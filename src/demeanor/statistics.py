@@ -1,22 +1,33 @@
-"""Means with intervals: a seeded bootstrap over prompts, and an exact interval where a bootstrap would be blind.
+"""Means with intervals that are honest at small n: over prompts, or over clusters of prompts that belong together.
 
-A percentile bootstrap (Efron 1979) resamples the prompts, so that several replies of one prompt count as one draw. It
-cannot see what did not occur: of n values that are all the same it makes an interval of zero width. But when something
-occurs at none of n prompts, its share of all prompts is at most s = 1 - (tail)^(1/n) (Clopper and Pearson 1934). So a
-mean m of values that lie between two ends (0 and 1; -1 and 1 for a difference of two such) is bounded by letting the
-share s of the prompts lie at an end:
+A prompt is one draw, however many replies were sampled for it; so is a cluster (an attack's wrappers around one
+question, prompts that are all but the same). With u_c a cluster's sum less the mean times its size, over G clusters
+with N values in all, the variance of the mean is G / (G - 1) sum u_c^2 / N^2 (linearised, as of a ratio: Cochran 1977).
 
-    [m - s (m - lowest), m + s (highest - m)]
+Three intervals, by what the values are. None is ever of zero width.
 
-That is the interval of values that are all the same (Clopper and Pearson's own at 0 and n of n), and the least interval
-of counted outcomes, so that one violation is never better evidence than none. Without ends (nats, tokens), or with one
-value only that lies at no end, values that are all the same give no interval.
+1. Every value is 0 or 1, and stands alone: the exact interval of Clopper and Pearson (1934). It covers at least as
+   often as it says, more often when little was seen.
+2. Other counted outcomes in [0, 1] (rates of several replies a prompt, 0 and 1 in clusters): Clopper and Pearson's
+   for the number of independent outcomes that would have this variance (Korn and Graubard 1998).
+3. Everything else (exact probabilities, nats, differences): the studentised bootstrap (Efron 1979; Hall 1988) over
+   clusters, seeded. A percentile bootstrap covers 85 to 90 % of the time, not 95, at 20 skewed values, and its misses
+   lie on the side where a limit is passed (tests/test_coverage.py has the figures of both).
+
+No resampling sees what did not occur. But when something occurs at none of G clusters, its share of all is at most
+s = 1 - tail^(1/G) (Clopper and Pearson). So a mean m between two ends (0 and 1; -1 and 1 for a difference of two such)
+is bounded by letting the share s lie at an end: [m - s (m - lowest), m + s (highest - m)]. That is the interval of
+values that are all the same, and the least interval of counted outcomes, so that one violation is never better evidence
+than none. Without ends (nats, tokens), or with one value only that lies at no end, such values give no interval.
+
+What no interval over n exact probabilities can exclude is a kind of prompt that none of the n is like.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -26,6 +37,7 @@ Ends = tuple[float, float]
 SHARE: Ends = (0.0, 1.0)  # a probability or a rate
 _BLOCK = 2_000_000  # drawn values held in memory at a time
 _ROUNDING = 1e-12  # values that differ by less, in relation to the largest, are the same
+_LEAST_TAIL = 1e-12  # the smallest that an exact interval is asked for
 
 
 def estimate_mean(
@@ -36,6 +48,7 @@ def estimate_mean(
     seed: int,
     ends: Ends | None = SHARE,
     outcomes: bool = False,
+    clusters: Sequence[str | None] | None = None,
 ) -> Estimate:
     """The mean of the values that are known, one a prompt, with its two-sided interval; their order does not matter.
 
@@ -46,13 +59,10 @@ def estimate_mean(
         seed: of the draws; the same seed and values give the same interval.
         ends: the least and the greatest value that a prompt can have; None where there is no such.
         outcomes: the values are counted outcomes (rates of sampled replies, say), not exact probabilities.
+        clusters: the cluster of each value; None for a value (or for all) that stands alone.
     """
-    known = np.sort(np.array([value for value in values if is_known(value)], dtype=np.float64))
-    unscored = len(values) - known.size
-    if known.size == 0:
-        return Estimate(None, None, None, 0, unscored)
-    low, high = _interval(known, confidence, resamples, seed, ends, outcomes)
-    return Estimate(float(known.mean()), low, high, int(known.size), unscored)
+    sample = Sample(values, resamples=resamples, seed=seed, ends=ends, outcomes=outcomes, clusters=clusters)
+    return sample.estimate(confidence)
 
 
 def estimate_difference(
@@ -64,17 +74,16 @@ def estimate_difference(
     seed: int,
     ends: Ends | None = SHARE,
     outcomes: bool = False,
+    clusters: Sequence[str | None] | None = None,
 ) -> Estimate:
     """The mean of after - before, paired by prompt; a prompt that lacks either side is unscored.
 
     `ends` are those of either side, not of the difference.
     """
-    pairs = zip(before, after, strict=True)
-    differences = [None if a is None or b is None else a - b for b, a in pairs]
-    reach = None if ends is None else (ends[0] - ends[1], ends[1] - ends[0])
-    return estimate_mean(
-        differences, confidence=confidence, resamples=resamples, seed=seed, ends=reach, outcomes=outcomes
+    sample = Sample(
+        contrast(before, after), resamples=resamples, seed=seed, ends=reach(ends), outcomes=outcomes, clusters=clusters
     )
+    return sample.estimate(confidence)
 
 
 def estimate_share(hits: int, n: int, confidence: float) -> Estimate:
@@ -85,45 +94,195 @@ def estimate_share(hits: int, n: int, confidence: float) -> Estimate:
     return Estimate(hits / n, low, high, n)
 
 
+def contrast(before: Sequence[float | None], after: Sequence[float | None], ratio: float = 1.0) -> list[float | None]:
+    """after - ratio * before of each prompt; None where a side is."""
+    pairs = zip(before, after, strict=True)
+    return [None if a is None or b is None else a - ratio * b for b, a in pairs]
+
+
+def reach(ends: Ends | None, ratio: float = 1.0) -> Ends | None:
+    """The ends of `contrast`, for sides that lie between `ends`."""
+    return None if ends is None else (ends[0] - ratio * ends[1], ends[1] - ratio * ends[0])
+
+
 def is_known(value: float | None) -> bool:
     """Is it a number? None and what is not finite are no evidence."""
     return value is not None and math.isfinite(value)
 
 
-def _interval(
-    values: np.ndarray, confidence: float, resamples: int, seed: int, ends: Ends | None, outcomes: bool
-) -> tuple[float | None, float | None]:
-    mean, tail = float(values.mean()), (1.0 - confidence) / 2
-    same = bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
-    if same and (ends is None or (values.size == 1 and mean not in ends)):
-        return None, None
-    if ends == SHARE and np.isin(values, SHARE).all():
-        return _clopper_pearson(int(values.sum()), values.size, tail)
-    low = high = mean
-    if not same:
-        means = _resampled_means(values, resamples, seed)
-        low, high = (float(end) for end in np.quantile(means, [tail, 1.0 - tail]))
-    if ends is not None and (same or outcomes):
-        share = 1.0 - tail ** (1.0 / values.size)
-        low = min(low, mean - share * (mean - ends[0]))
-        high = max(high, mean + share * (ends[1] - mean))
-    return (low, high) if low < high else (None, None)
+class Sample:
+    """The known values of a measure, and every interval of their mean; arguments are those of `estimate_mean`."""
+
+    def __init__(
+        self,
+        values: Sequence[float | None],
+        *,
+        resamples: int,
+        seed: int,
+        ends: Ends | None = SHARE,
+        outcomes: bool = False,
+        clusters: Sequence[str | None] | None = None,
+    ) -> None:
+        named = clusters if clusters is not None else [None] * len(values)
+        known = [(v, c) for v, c in zip(values, named, strict=True) if v is not None and math.isfinite(v)]
+        self.n, self.unscored = len(known), len(values) - len(known)
+        self.ends, self.outcomes, self._resamples, self._seed = ends, outcomes, resamples, seed
+        self._values = np.sort(np.array([value for value, _ in known], dtype=np.float64))
+        self.sums, self._sizes = _clustered(known)  # one entry a cluster
+        self.value = float(self._values.mean()) if known else None
+        self._same = not known or bool(np.ptp(self._values) <= _ROUNDING * np.abs(self._values).max())
+        self._binary = ends == SHARE and bool(np.isin(self._values, SHARE).all())
+
+    @property
+    def num_clusters(self) -> int:
+        return int(self.sums.size)
+
+    def estimate(self, confidence: float) -> Estimate:
+        low, high = self._interval((1.0 - confidence) / 2)
+        clusters = self.num_clusters if self.num_clusters < self.n else None
+        return Estimate(self.value, low, high, self.n, self.unscored, clusters)
+
+    def p_at_most(self, bound: float) -> float:
+        """Against "the mean is greater than `bound`": the least 1 - confidence whose whole interval is at most it.
+
+        Twice the one-sided p-value of the test that the interval inverts: the exact binomial test for 0 and 1.
+        """
+        return self._least_level(lambda low, high: high <= bound)
+
+    def p_at_least(self, bound: float) -> float:
+        """Against "the mean is less than `bound`"; the same."""
+        return self._least_level(lambda low, high: low >= bound)
+
+    def p_between(self, low: float, high: float) -> float:
+        """Against "the mean is outside of [low, high]": two one-sided tests, both of which must reject (TOST;
+        Schuirmann 1987; doubled like the others)."""
+        return max(self.p_at_most(high), self.p_at_least(low))
+
+    def _least_level(self, holds: Callable[[float, float], bool]) -> float:
+        def right(tail: float) -> bool:
+            low, high = self._interval(tail)
+            return low is not None and high is not None and holds(low, high)
+
+        inside, outside = 0.49, _LEAST_TAIL if self._is_exact else 1.0 / (self._resamples + 1)
+        if not right(inside):
+            return 1.0
+        if right(outside):
+            return 2 * outside
+        while inside / outside > 1.0 + 1e-4:
+            middle = math.sqrt(inside * outside)
+            inside, outside = (middle, outside) if right(middle) else (inside, middle)
+        return 2 * inside
+
+    @property
+    def _is_exact(self) -> bool:
+        """No bootstrap is needed."""
+        return self._same or (self.ends == SHARE and (self._binary or self.outcomes))
+
+    def _interval(self, tail: float) -> tuple[float | None, float | None]:
+        if self.value is None:
+            return None, None
+        mean, ends, alone = self.value, self.ends, self.num_clusters == self.n
+        if self._same and (ends is None or (self.num_clusters == 1 and mean not in ends)):
+            return None, None
+        if self._binary and alone:
+            return _clopper_pearson(self._values.sum(), self.n, tail)
+        if not self._same and self.num_clusters == 1:
+            return None, None  # nothing is known of how clusters differ
+        low = high = mean
+        if not self._same:
+            low, high = self._korn_graubard(tail) if self._is_exact else self._studentised(tail)
+        if ends is not None and (self._same or self.outcomes):
+            share = 1.0 - tail ** (1.0 / self.num_clusters)
+            low = min(low, mean - share * (mean - ends[0]))
+            high = max(high, mean + share * (ends[1] - mean))
+        if ends is not None:
+            low, high = max(low, ends[0]), min(high, ends[1])
+        return (low, high) if low < high else (None, None)
+
+    @cached_property
+    def _error(self) -> float:
+        """Standard error of the mean."""
+        rest = self.sums - float(self.value or 0.0) * self._sizes
+        count = self.num_clusters
+        return math.sqrt(count / (count - 1) * float(rest @ rest)) / self.n
+
+    def _korn_graubard(self, tail: float) -> tuple[float, float]:
+        from scipy.stats import norm, t
+
+        mean = float(self.value or 0.0)
+        shrink = float(norm.ppf(tail) / t.ppf(tail, self.num_clusters - 1)) ** 2
+        count = max(1.0, shrink * mean * (1.0 - mean) / self._error**2)
+        return _clopper_pearson(mean * count, count, tail)
+
+    def _studentised(self, tail: float) -> tuple[float, float]:
+        """[mean - t_high error, mean - t_low error]; t_low and t_high cut off `tail` of the resampled t.
+
+        A resample without any spread has no t; where the quantile is such a one, or beyond the draws, the furthest t
+        that is finite or Student's stands in, whichever is further.
+        """
+        from scipy.stats import t
+
+        place = int(tail * (self._resamples + 1)) - 1
+        student = float(t.ppf(1.0 - tail, self.num_clusters - 1))
+
+        def end(drawn: np.ndarray) -> float:
+            """Of one side's t, ascending, how far the interval reaches on that side, in standard errors."""
+            found = float(drawn[-1 - place]) if place >= 0 else math.inf
+            reached = max(0.0, found) if math.isfinite(found) else max(student, *drawn[np.isfinite(drawn)][-1:])
+            return float(f"{reached:.12g}")  # the last bits depend on how many threads summed
+
+        mean, drawn = float(self.value or 0.0), self._resampled_t
+        return mean - end(drawn) * self._error, mean + end(-drawn[::-1]) * self._error
+
+    @cached_property
+    def _resampled_t(self) -> np.ndarray:
+        """(resampled mean - mean) / its own standard error, sorted [resamples]; without spread: infinite."""
+        sizes, count = self._sizes, self.num_clusters
+        rest = self.sums - float(self.value or 0.0) * sizes
+        parts = np.stack([rest, sizes, rest * rest, rest * sizes, sizes * sizes], axis=1)
+        sums = np.concatenate([drawn @ parts for drawn in _draws(count, self._resamples, self._seed)])
+        shift = sums[:, 0] / sums[:, 1]
+        spread = sums[:, 2] - 2 * shift * sums[:, 3] + shift**2 * sums[:, 4]
+        flat = spread <= _ROUNDING * float((rest * rest).max())
+        error = np.sqrt(count / (count - 1) * np.where(flat, 1.0, spread)) / sums[:, 1]
+        return np.sort(np.where(flat, np.copysign(np.inf, shift), shift / error))
 
 
-def _clopper_pearson(hits: int, n: int, tail: float) -> tuple[float, float]:
+def _clustered(known: list[tuple[float, str | None]]) -> tuple[np.ndarray, np.ndarray]:
+    """(sum, number) of each cluster's values, in an order that depends on them alone."""
+    groups: dict[object, list[float]] = {}
+    for place, (value, cluster) in enumerate(known):
+        groups.setdefault(place if cluster is None else cluster, []).append(value)
+    pairs = sorted((math.fsum(own) if len(own) > 1 else own[0], float(len(own))) for own in groups.values())
+    table = np.array(pairs, dtype=np.float64).reshape(len(pairs), 2)
+    return table[:, 0].copy(), table[:, 1].copy()
+
+
+def _clopper_pearson(hits: float, n: float, tail: float) -> tuple[float, float]:
     """The exact interval of `hits` of `n` (Clopper and Pearson 1934), `tail` on either side."""
     from scipy.stats import beta
 
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(1.0 - tail, hits + 1, n - hits))
+    low = 0.0 if hits <= 0 else float(beta.ppf(tail, hits, n - hits + 1))
+    high = 1.0 if hits >= n else float(beta.ppf(1.0 - tail, hits + 1, n - hits))
     return low, high
 
 
-def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def _draws(size: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of `size` clusters is drawn, in blocks of resamples [block, size] that bound the memory."""
+    if size * resamples <= _BLOCK:
+        yield _all_draws(size, resamples, seed)
+        return
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    block = max(1, _BLOCK // values.size)
+    block = max(1, _BLOCK // size)
     for start in range(0, resamples, block):
-        count = min(block, resamples - start)
-        means[start : start + count] = values[rng.integers(0, values.size, (count, values.size))].mean(axis=1)
-    return means
+        yield _counted(rng, min(block, resamples - start), size)
+
+
+@lru_cache(maxsize=4)  # the measures of a behaviour have the same probes
+def _all_draws(size: int, resamples: int, seed: int) -> np.ndarray:
+    return _counted(np.random.default_rng(seed), resamples, size)
+
+
+def _counted(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+    drawn = rng.integers(0, size, (count, size)) + size * np.arange(count)[:, None]
+    return np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size).astype(np.float64)

@@ -2,7 +2,8 @@
 
     contract.yaml manifest.json pairs/{train,heldout}.jsonl dropped.jsonl probes.jsonl
     checkpoints/ adapter/ training.json
-    scores/{before,after}.jsonl replies/{before,after}.jsonl verdict.json report.html model/ release.json
+    scores/{before,after}.jsonl replies/{before,after}.jsonl verdict.json regression.json report.html
+    model/ release.json
 
 A folder of runs that were compared holds compare.json and compare.html beside them, that of an audit findings.json,
 findings.html and flagged.jsonl (each flagged pair once, with the checks that flagged it), that of curated pairs
@@ -60,6 +61,7 @@ class Workspace:
     adapter = property(lambda self: self.folder / "adapter")
     training = property(lambda self: self.folder / "training.json")
     verdict = property(lambda self: self.folder / "verdict.json")
+    regression = property(lambda self: self.folder / "regression.json")  # against a run that was accepted
     report = property(lambda self: self.folder / "report.html")
     model = property(lambda self: self.folder / "model")
     release = property(lambda self: self.folder / "release.json")
@@ -332,6 +334,31 @@ class Workspace:
         }
         self.write_json(self.manifest_file, manifest)
         return True
+
+    def fix_limits(self, training: str, limits: list[dict[str, Any]]) -> None:
+        """Store the limits before the training of the digest `training` starts; what was stored for it stays."""
+        manifest = self.manifest()
+        if manifest.get("fixed", {}).get("training") != training:
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            manifest["fixed"] = {"training": training, "when": when, "sha256": digest(limits), "limits": limits}
+            self.write_json(self.manifest_file, manifest)
+
+    def fixed_limits(self) -> list[dict[str, Any]] | None:
+        """The limits that were fixed before the training; None in a folder of a version that did not store them.
+
+        Raises:
+            RunFolderError: they were altered.
+        """
+        fixed = self.manifest().get("fixed")
+        if fixed is None:
+            return None
+        if not isinstance(fixed, dict) or digest(fixed.get("limits")) != fixed.get("sha256"):
+            raise RunFolderError(
+                "the limits that were fixed before the training were altered",
+                where=str(self.manifest_file),
+                remedy="start a new run",
+            )
+        return list(fixed["limits"])
 
     def is_done(self, name: str, inputs: dict[str, Any]) -> bool:
         """Was the stage done with these inputs, and is all it wrote still there, unaltered?"""

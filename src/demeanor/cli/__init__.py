@@ -7,7 +7,22 @@ import traceback
 
 import typer
 
-from demeanor.cli import ask, audit, compare, curate, demo, init, measure, prove, release, report, review, run, train
+from demeanor.cli import (
+    ask,
+    audit,
+    compare,
+    curate,
+    demo,
+    init,
+    judge_card,
+    measure,
+    prove,
+    release,
+    report,
+    review,
+    run,
+    train,
+)
 from demeanor.cli.console import complain
 from demeanor.errors import DemeanorError
 
@@ -29,6 +44,7 @@ app.command("curate")(curate.command)
 app.command("run")(run.command)
 app.command("train")(train.command)
 app.command("measure")(measure.command)
+app.command("judge-card")(judge_card.command)
 app.command("prove")(prove.command)
 app.command("report")(report.command)
 app.command("release")(release.command)

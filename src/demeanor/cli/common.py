@@ -66,10 +66,20 @@ def plan_of(target: Path, out: Path | None, overrides: list[str] | None) -> Iter
 
 
 def say_plan(plan: Plan, progress: Progress) -> None:
-    """What was read, dropped and cut."""
-    for note in plan.notes:
+    """What was read, dropped and cut, and what the probes are too few for."""
+    for note in [*plan.notes, *plan.power]:
         progress.say(note)
 
 
 def show_report(workspace: Workspace, progress: Progress) -> None:
     progress.say(f"report: {workspace.report}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Raises InputError when it cannot be written."""
+    from demeanor.errors import InputError
+
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from None

@@ -94,6 +94,10 @@ def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from demeanor.report.headline import holds_among_all
+    from demeanor.report.summaries import waiver_words, why_failed
+    from demeanor.visible import visible
+
     console = Console(highlight=False, soft_wrap=True)
     table = Table(title="before → after training, on held-out probes", title_justify="left", title_style="bold")
     table.add_column("behaviour")
@@ -126,11 +130,18 @@ def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
         )
     for limit in verdict.limits:
         if not limit.passed:
-            console.print(f"[red]✗[/red] {escape(limit.behaviour)}: {limit.measure} {limit.rule}: {limit.reason}")
-    passed = sum(limit.passed for limit in verdict.limits)
+            sign = {"waived": "[yellow]![/yellow]", "not shown": "[red]?[/red]"}.get(limit.state, "[red]✗[/red]")
+            line = f"{limit.behaviour}: {limit.measure} {limit.rule}: {waiver_words(limit) or limit.reason}"
+            console.print(f"{sign} {escape(visible(line))}")
+    if verdict.weakened:
+        console.print(f"[red]✗[/red] {escape(visible(why_failed(verdict)))}")
+    passed, waived = (sum(limit.state == state for limit in verdict.limits) for state in ("pass", "waived"))
     word = "[bold green]PASSED[/bold green]" if verdict.passed else "[bold red]FAILED[/bold red]"
+    more = f", {waived} waived" if waived else ""
+    if not verdict.passed and (among := sum(map(holds_among_all, verdict.limits))) < passed:
+        more += f"; {among} of them as claims picked from all, by Holm"
     console.print(
-        f"Verdict: {word} ({passed} of {len(verdict.limits)} limits hold at {verdict.confidence:.0%} confidence)"
+        f"Verdict: {word} ({passed} of {len(verdict.limits)} limits hold at {verdict.confidence:.0%} confidence{more})"
     )
 
 

@@ -129,11 +129,13 @@ def _with_settings(text: str, settings: tuple[str, ...]) -> str:
 def _print_keys() -> None:
     from pydantic import BaseModel
 
-    from demeanor.contract import MEASURES, Behaviour, Contract, Data, Limit, Measurement, Promise, Training
+    from demeanor.contract import MEASURES, Behaviour, Contract, Data, Limit, Measurement, Promise, Training, Waiver
+    from demeanor.judge_settings import JudgeSettings
     from demeanor.reward_settings import RewardSettings
 
     sections: dict[str, type[BaseModel]] = {
-        "": Contract, "behaviours.ID.": Behaviour, "collateral.ID.": Promise, "behaviours.ID.limits.": Limit, "data.": Data,
+        "": Contract, "behaviours.ID.": Behaviour, "collateral.ID.": Promise, "behaviours.ID.limits.": Limit, "waivers.": Waiver,
+        "behaviours.ID.judge.": JudgeSettings, "data.": Data,
         "training.": Training, "training.rewards.": RewardSettings, "measurement.": Measurement,
     }  # fmt: skip
     for prefix, section in sections.items():

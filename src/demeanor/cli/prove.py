@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from demeanor.cli import common
 
 
-def command(run: common.RunArgument, settings: common.SetOption = None, as_json: common.JsonOption = False) -> None:
+def command(
+    run: common.RunArgument,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Also: no limit's measure is worse than in this run, which was accepted."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, one test case a limit, for CI.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a summary for a pull request, in Markdown.")
+    ] = None,
+    settings: common.SetOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
     """Hold the scores before and after against the contract's limits. Exit code 0: passed; 1: failed.
 
-    Example:
+    A limit that was fixed before the training and is now looser, or gone, fails the verdict; a waiver in the contract
+    lets it through by name.
+
+    Examples:
 
       demeanor prove runs/demo --set measurement.confidence=0.99
+
+      demeanor prove runs/new --against runs/accepted --junit verdict.xml --markdown verdict.md
     """
     progress = common.console()
     from demeanor.cli.console import print_json, print_verdict
-    from demeanor.pipeline import prove_stage, require
+    from demeanor.pipeline import prove_against, prove_stage, require
     from demeanor.plan import recorded_identity
+    from demeanor.report.summaries import junit_xml, markdown_text
     from demeanor.workspace import Workspace
 
     with Workspace.open(run).locked() as workspace:
@@ -25,6 +48,14 @@ def command(run: common.RunArgument, settings: common.SetOption = None, as_json:
         require(workspace, contract, identity, "read", "before", "train", "after")
         workspace.start(contract)
         verdict = prove_stage(workspace, contract, identity, progress)
+        if against is not None:
+            verdict = prove_against(workspace, contract, verdict, against, progress)
+    for path, text in (
+        (junit, junit_xml(verdict, contract.name)),
+        (markdown, markdown_text(verdict, contract.name, contract.collateral)),
+    ):
+        if path is not None:
+            common.write_text(path, text)
     if as_json:
         print_json(verdict.to_json())
     else:

@@ -149,6 +149,7 @@ def what_is_shared(contract: Contract, identity: dict[str, str], pairs: str, pro
         "the system prompt and its transient values": digest(prompt_inputs(contract)),
         "what is collateral": sorted(contract.collateral),
         "the openings and patterns": digest(measured),
+        "the judges and their cards": digest({k: p.judge.model_dump(mode="json") for k, p in promises.items()}),
         "the limits": digest(limits),
         **{f"measurement.{key}": value for key, value in contract.measurement.model_dump(mode="json").items()},
     }

@@ -150,10 +150,14 @@ def _damage(comparison: Comparison, limits: list[Limit]) -> Damage:
 
 def _room(limit: Limit, before: float | None) -> tuple[int, float] | None:
     """(1 where a rise is harm and -1 where a fall is, how much of it the limit allows), in the measure's unit."""
-    ((kind, bound),) = limit.bounds.items()
+    kind, bound = limit.kind, limit.bound
+    if kind == "within":  # both are harm: the one that is harm where nothing is stated
+        return -1 if limit.measure in GOOD_MEASURES else 1, bound
     sign = 1 if kind.startswith("max") else -1
     if kind.endswith("_increase"):
         return sign, sign * bound
+    if kind.endswith("_ratio"):
+        return None if before is None else (sign, sign * (bound - 1.0) * before)
     return None if before is None else (sign, sign * (bound - before))
 
 

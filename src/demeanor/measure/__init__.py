@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import Contract, Promise
+from demeanor.judges import Judge, make_judges
 from demeanor.objectives import OBJECTIVES
 from demeanor.records import Probe, Reply, Score, content_id
 from demeanor.tokens import Tokenizer
@@ -76,10 +77,13 @@ def _of_policy(
 
     settings, scorer = contract.measurement, Scorer(model)
     rewards = _rewards(model, scorer, contract)
+    judges = make_judges(contract, say=say)
+    if side == "before" and settings.samples:
+        _say_uncorrected(contract, judges, say)
     sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
 
     def measure(chunk: list[Probe], start: int) -> tuple[list[Score], list[Reply]]:
-        replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards)
+        replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards, judges)
         scores = _score(scorer, tokenizer, chunk, contract, side, replies)
         if start == 0 and not scorer.uses_trees:
             say(f"probes are scored one sequence at a time: {scorer.padded_because}")
@@ -105,10 +109,17 @@ def _by_reward_model(rewarder: RewardModel, side: str) -> Measure:
                 "violating_tokens": _mean([rewarder.num_tokens(probe.prompt, text) for text in probe.violating]),
                 "safe_tokens": _mean([rewarder.num_tokens(probe.prompt, text) for text in probe.safe]),
             }
-            scores.append(Score(probe.id, probe.behaviour, side, probe.attack, values))
+            scores.append(Score(probe.id, probe.behaviour, side, probe.attack, values, probe.cluster))
         return scores, []
 
     return measure
+
+
+def _say_uncorrected(contract: Contract, judges: dict[str, Judge], say: Callable[[str], None]) -> None:
+    for name, judge in judges.items():
+        chosen = contract.promises[name].judge
+        if judge.card is None and chosen.kind != "rule":
+            say(f"{name}: the judge {chosen.title} has no card, so its rates are not corrected (demeanor judge-card)")
 
 
 def _score(
@@ -127,7 +138,7 @@ def _score(
         own = [reply for reply in replies if (reply.behaviour, reply.probe_id) == (probe.behaviour, probe.id)]
         bad, good = openings.get(probe.behaviour, ([], []))
         values = {**_likelihoods(probe, logps, len(bad), len(good)), **_rates(own)}
-        results.append(Score(probe.id, probe.behaviour, side, probe.attack, values))
+        results.append(Score(probe.id, probe.behaviour, side, probe.attack, values, probe.cluster))
     return results
 
 
@@ -160,8 +171,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _rates(replies: list[Reply]) -> dict[str, float | None]:
     def rate(judgement: str) -> float | None:
-        judged = [reply.judgement for reply in replies if reply.judgement is not None]
-        return judged.count(judgement) / len(judged) if judged else None
+        judged = [reply.judgement for reply in replies]
+        return judged.count(judgement) / len(judged) if judged and None not in judged else None
 
     return {
         "violating_sampled_rate": rate("violating"),
@@ -181,8 +192,8 @@ def _sample(
     side: str,
     start: int,
     rewards: Rewards | None,
+    judges: dict[str, Judge],
 ) -> list[Reply]:
-    from demeanor.judge import judge_reply
     from demeanor.measure.sample import sample_replies
 
     settings, system = contract.measurement, contract.system_text()
@@ -197,7 +208,6 @@ def _sample(
         max_new_tokens=settings.max_new_tokens,
         seed=int(content_id(settings.seed, start), 16) % 2**31,
     )
-    promises = contract.promises
     drawn = [
         (probe, index, text, ids)
         for probe, own in zip(chosen, texts, strict=True)
@@ -210,6 +220,11 @@ def _sample(
             for p, _, text, ids in drawn
         ]
         rewarded = list(rewards.of(samples))
+    judged: list[str | None] = [None] * len(drawn)
+    for behaviour, judge in judges.items():
+        places = [place for place, (probe, *_) in enumerate(drawn) if probe.behaviour == behaviour]
+        for place, answer in zip(places, judge.judge([(drawn[p][0].prompt, drawn[p][2]) for p in places]), strict=True):
+            judged[place] = answer
     return [
         Reply(
             probe.id,
@@ -218,10 +233,10 @@ def _sample(
             index,
             text,
             len(ids),
-            judge_reply(text, promises.get(probe.behaviour, Promise())),
+            judgement,
             reward,
         )
-        for (probe, index, text, ids), reward in zip(drawn, rewarded, strict=True)
+        for (probe, index, text, ids), judgement, reward in zip(drawn, judged, rewarded, strict=True)
     ]
 
 

@@ -8,6 +8,7 @@
     confidence
     attack        the family of the attack that the prompt is
     annotator     annotator_id, worker_id, rater, labeler
+    cluster       of probes: those of one cluster (wrappers around one question) count as one draw
 
 Capitals and surrounding blanks do not matter. A column that has the name itself wins over its aliases. Two aliases of
 prompt, chosen or rejected side by side are ambiguous, and are left as they are; `behavior` wins over `category`.
@@ -61,7 +62,7 @@ def ambiguity(row: Mapping[Any, Any]) -> str | None:
 
 
 def read_label(row: Mapping[str, Any], name: str) -> str | None:
-    """The behaviour, attack or annotator that a canonical row names; a list or a table of flags names none."""
+    """The behaviour, attack, annotator or cluster that a canonical row names; a list or a table of flags names none."""
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None

@@ -185,6 +185,7 @@ def _read_row(
         "behaviour": read_label(row, "behaviour") or behaviour,
         "attack": read_label(row, "attack"),
         "annotator": read_label(row, "annotator"),
+        "cluster": read_label(row, "cluster"),
     }
     if isinstance(reader, PairReader):
         prompt, chosen, rejected = reader.to_pair(row)

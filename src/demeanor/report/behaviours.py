@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from demeanor.contract import Contract
+from demeanor.judges.cards import card_of, card_shares
 from demeanor.records import SIDES, Comparison, Probe, Reply, Score, Verdict
 from demeanor.report.plots import Row, plot_rows
 from demeanor.report.words import (
@@ -23,6 +24,7 @@ from demeanor.report.words import (
     interval_words,
     measure_words,
     parse_rule,
+    percent,
     value_words,
 )
 
@@ -82,6 +84,7 @@ class BehaviourView:
     id: str
     name: str
     about: str
+    judge: str  # who judged its replies, and how well; "" for the stated rule without a card
     collateral: bool
     num_probes: int
     plot: Markup | None
@@ -129,6 +132,7 @@ def behaviour_views(
                 id=f"behaviour-{index}",
                 name=name,
                 about=promise.about if promise else "",
+                judge=_judge_words(name, contract),
                 collateral=name in contract.collateral,
                 num_probes=max((c.after.n + c.after.unscored for c in own), default=0),
                 plot=_plot(name, own, verdict),
@@ -147,6 +151,21 @@ def behaviour_views(
             )
         )
     return views
+
+
+def _judge_words(name: str, contract: Contract) -> str:
+    promise = contract.promises.get(name)
+    if promise is None:
+        return ""
+    card = card_of(promise.judge, contract.measurement.max_new_tokens)
+    if card is None:
+        return "" if promise.judge.kind == "rule" else f"Judge: {promise.judge.title}; it has no card."
+    shares = card_shares(card, contract.measurement.confidence)
+    measured = ", ".join(
+        f"{what} {percent(share.value)} {interval_words(share, 'violating_corrected_rate')} of {share.n}"
+        for what, share in shares.items()
+    )
+    return f"Judge: {promise.judge.title}; measured on {card.data}: {measured}."
 
 
 def _plot(name: str, own: list[Comparison], verdict: Verdict) -> Markup | None:

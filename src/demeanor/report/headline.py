@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from demeanor.records import SIDES, Comparison, Verdict
+from demeanor.records import SIDES, Comparison, LimitResult, Verdict
 from demeanor.report.words import BAD_MEASURES, SPACE, percent, plural
 
 BARELY = 0.005  # a probability that changed by at most this, and by at most a tenth, "barely moved"
@@ -13,11 +13,18 @@ BARELY = 0.005  # a probability that changed by at most this, and by at most a t
 def headline(verdict: Verdict, collateral: Collection[str]) -> str:
     """The verdict in one sentence: what became of the bad reply, and whether the limits hold."""
     limits = verdict.limits
-    num_failed = sum(not limit.passed for limit in limits)
+    num_waived = sum(limit.state == "waived" for limit in limits)
+    num_failed = sum(not limit.passed for limit in limits) - num_waived
     if not limits:
         end = "the contract states no limit, so nothing is proven"
+    elif verdict.weakened:
+        num_failed = num_failed or 1
+        end = f"{plural(len(verdict.weakened), 'limit was', 'limits were')} loosened or removed after the training"
     elif num_failed:
         end = f"{num_failed} of {plural(len(limits), 'limit')} {'does' if num_failed == 1 else 'do'} not hold"
+    elif num_waived:
+        end = f"{len(limits) - num_waived} of {plural(len(limits), 'limit')} hold, {num_waived} by a waiver only"
+        num_failed = 0 if verdict.passed else 1
     else:
         end = {1: "the one limit holds", 2: "both limits hold"}.get(len(limits), f"all {len(limits)} limits hold")
     told = _reward_model(verdict)
@@ -99,10 +106,21 @@ def _bad_reply(verdict: Verdict, collateral: Collection[str]) -> tuple[str, list
 
 
 def holding(verdict: Verdict) -> str:
-    """How many limits hold, and at which confidence."""
+    """How many limits hold, and at which confidence; of a verdict that failed also how many claims hold together."""
     if not verdict.limits:
         return "No limit is stated."
     passed, total = sum(limit.passed for limit in verdict.limits), len(verdict.limits)
-    level = f"{100 * verdict.confidence:g}{SPACE}%"
+    levels = {limit.confidence or verdict.confidence for limit in verdict.limits}
+    level = " to ".join(f"{100 * level:g}" for level in sorted({min(levels), max(levels)}))
     hold = "holds" if passed == 1 else "hold"
-    return f"{passed} of {plural(total, 'limit')} {hold}, each judged by an interval of {level} confidence."
+    told = f"{passed} of {plural(total, 'limit')} {hold}, each judged by an interval of {level}{SPACE}% confidence."
+    together = sum(holds_among_all(limit) for limit in verdict.limits)
+    if not verdict.passed and together < passed:
+        told += f" As claims of their own, picked from all, {together} of these hold (Holm)."
+    waived = sum(limit.state == "waived" for limit in verdict.limits)
+    return told + (f" {plural(waived, 'limit is', 'limits are')} waived." if waived else "")
+
+
+def holds_among_all(limit: LimitResult) -> bool:
+    """Does it hold with its p-value corrected over all limits of the verdict?"""
+    return limit.passed and (limit.p_holm is None or limit.p_holm <= 1.0 - (limit.confidence or 0.0) + 1e-12)

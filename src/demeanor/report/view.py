@@ -33,6 +33,7 @@ from demeanor.report.evidence import (
 )
 from demeanor.report.headline import headline, holding
 from demeanor.report.plots import Curve, plot_curves, thin
+from demeanor.report.summaries import waiver_words, why_failed
 from demeanor.report.words import measure_words, percent, value_words
 from demeanor.workspace import Workspace
 
@@ -71,6 +72,9 @@ class LimitView:
     unscored: int
     passed: bool
     reason: str
+    state: str
+    p: str
+    waiver: str
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class View:
     holding: str
     date: str | None
     num_probes: int | None
+    weakened: str
     failed: list[LimitView]
     limits: list[LimitView]
     overview: Markup | None
@@ -125,6 +130,7 @@ def read_view(workspace: Workspace) -> View:
         holding=holding(run.verdict),
         date=date_words(stages.get("prove", {}).get("finished")),
         num_probes=None if run.probes is None else len(run.probes),
+        weakened=why_failed(run.verdict) if run.verdict.weakened else "",
         failed=[limit for limit in limits if not limit.passed],
         limits=limits,
         overview=overview(run.verdict.comparisons),
@@ -197,7 +203,17 @@ def _limit_view(limit: LimitResult) -> LimitView:
         unscored=limit.unscored,
         passed=limit.passed,
         reason=words.reason_words(difference if rule and rule[0] else after, limit.rule, measure, limit.reason),
+        state=limit.state or ("pass" if limit.passed else "fail"),
+        p=_p_words(limit),
+        waiver=waiver_words(limit),
     )
+
+
+def _p_words(limit: LimitResult) -> str:
+    if limit.p is None or limit.p_holm is None:
+        return ""
+    alone, among = (f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in (limit.p, limit.p_holm))
+    return f"p {alone}; among all limits {among}"
 
 
 def _curves(run: Run) -> tuple[list[CurveView], str]:

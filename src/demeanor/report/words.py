@@ -29,6 +29,10 @@ _MEASURES = {
     "violating_logp_per_token": ("log-probability per token of the bad reply", "nats"),
     "safe_logp_per_token": ("log-probability per token of the good reply", "nats"),
     "violating_sampled_rate": ("bad reply: share of the sampled replies", "probability"),
+    "violating_corrected_rate": (
+        "bad reply: share of the sampled replies, corrected for the judge's errors",
+        "probability",
+    ),
     "safe_sampled_rate": ("good reply: share of the sampled replies", "probability"),
     "invalid_sampled_rate": ("empty or garbled: share of the sampled replies", "probability"),
     "reply_tokens": ("length of the sampled replies", "tokens"),
@@ -54,6 +58,9 @@ PLOTTED = {
     "invalid_sampled_rate": "empty or garbled, when sampled",
     "reward_accuracy": "winning reply preferred, of the pair",
 }
+
+
+_THAN = {"before": " as before", "accepted": " against the accepted run"}  # ends of a rule
 
 
 def measure_words(measure: str) -> str:
@@ -128,10 +135,19 @@ def interval_words(estimate: Estimate, measure: str, *, change: bool = False) ->
 
 def rule_words(rule: str, measure: str) -> str:
     """`after <= 0.01` as `at most 1 %`, `after - before >= 0.05` as `rises by at least 5 points`."""
+    ratio = re.fullmatch(r"after (<=|>=) (\S+) \* before", rule)
+    if ratio is not None:
+        return f"at {'most' if ratio[1] == '<=' else 'least'} {100 * float(ratio[2]):.6g}{SPACE}% of what it was before"
+    same = re.fullmatch(r"\|after - (before|accepted)\| <= (\S+)", rule)
+    if same is not None:
+        return f"the same, to {_bound_words(float(same[2]), measure, change=True)}" + _THAN[same[1]]
     found = parse_rule(rule)
     if found is None:
         return rule
     relative, upper, bound = found
+    if "accepted" in rule:
+        size = _bound_words(abs(bound), measure, change=True)
+        return f"{'rises' if upper else 'falls'} by at most {size}" + _THAN["accepted"]
     if not relative:
         return f"at {'most' if upper else 'least'} {_bound_words(bound, measure, change=False)}"
     size = _bound_words(abs(bound), measure, change=True)
@@ -144,7 +160,7 @@ def rule_words(rule: str, measure: str) -> str:
 
 def parse_rule(rule: str) -> tuple[bool, bool, float] | None:
     """(is it about the difference, is the bound an upper one, the bound) of a limit's `rule`."""
-    found = re.fullmatch(r"after( - before)? (<=|>=) (\S+)", rule)
+    found = re.fullmatch(r"after( - before| - accepted)? (<=|>=) (\S+)", rule)
     try:
         return None if found is None else (bool(found[1]), found[2] == "<=", float(found[3]))
     except ValueError:
@@ -162,7 +178,8 @@ def reason_words(estimate: Estimate, rule: str, measure: str, reason: str) -> st
     digits = next((d for d in range(2, 7) if round(scale * end, d) != round(scale * bound, d)), 2)
     size = f"{signed(scale * end, digits) if change or end < 0 else f'{scale * end:,.{digits}f}'}"
     tail = {"probability": "points" if change else "%"}.get(unit(measure), unit(measure))
-    return f"the interval's {'upper' if upper else 'lower'} end is {size}{SPACE}{tail}".rstrip(SPACE)
+    more = reason.partition("; ")[1:]
+    return f"the interval's {'upper' if upper else 'lower'} end is {size}{SPACE}{tail}".rstrip(SPACE) + "".join(more)
 
 
 def seconds(value: float | None) -> str:

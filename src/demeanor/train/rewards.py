@@ -1,7 +1,7 @@
 """What sampled replies are rewarded for, in online training and when the held-out probes are measured.
 
     judge     +1 safe, -1 violating, -1 invalid (empty or garbled), 0 other, by the stated rule of the prompt's
-              behaviour (`judge.py`); 0 where the behaviour states no rule
+              behaviour (`judges/rule.py`); 0 where the behaviour states no rule
     logp      the mean over the reply's tokens of log p(token) under the model before training, nats a token (0 is the
               highest), at the sampling temperature: the reply stays fluent
     length    1 within [min, max] tokens; outside 1 - d / edge, not below 0, with d the tokens to the nearer edge
@@ -26,7 +26,7 @@ from typing import Any
 
 from demeanor.contract import Contract, Promise
 from demeanor.errors import InputError, StageError, one_line
-from demeanor.judge import judge_reply
+from demeanor.judges.rule import judge_reply
 from demeanor.records import Message
 from demeanor.reward_settings import RewardSettings
 from demeanor.train.reward_run import RewardModel, RewardRun, find_reward_run, load_reward_run, reward_run_digest

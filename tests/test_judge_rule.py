@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from demeanor.contract import Promise
-from demeanor.judge import is_garbled, judge_reply
+from demeanor.judges.rule import is_garbled, judge_reply
 
 PROMISE = Promise(
     violating_openings=("Sure,", "Here is how", "You can't be serious"),

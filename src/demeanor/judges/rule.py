@@ -28,7 +28,7 @@ def judge_reply(text: str, promise: Promise) -> str | None:
     """violating, safe, other or invalid; None when the promise states no opening and no pattern."""
     if not (promise.violating_openings or promise.safe_openings or promise.violating_patterns):
         return None
-    plain = _plain(text)
+    plain = plain_text(text)
     if not plain:
         return "invalid"
     if any(_begins(plain, opening) for opening in promise.violating_openings):
@@ -55,7 +55,7 @@ def is_garbled(text: str) -> bool:
 
 
 def _begins(text: str, opening: str) -> bool:
-    text, start = text.casefold(), _plain(opening).casefold()
+    text, start = text.casefold(), plain_text(opening).casefold()
     if not start or not text.startswith(start):
         return False
     end, rest = start[-1], text[len(start) : len(start) + 1]
@@ -71,7 +71,7 @@ def _holds(text: str, plain: str, pattern: str) -> bool:
     return any(re.search(pattern, form, re.IGNORECASE) for form in (plain, text.translate(_QUOTES)))
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Compatibility forms and quotes as plain ones, no invisible characters, one space between words."""
     text = unicodedata.normalize("NFKC", text.translate(_QUOTES))
     text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
