@@ -216,7 +216,9 @@ def test_a_failed_verdict_is_not_released(demeanor: Command, finished: tuple[Pat
 def test_every_command_has_help_with_an_example() -> None:
     for command in app.registered_commands:
         assert command.callback is not None and "Example" in (command.callback.__doc__ or ""), command.name
-        assert {"as_json", "settings"} <= set(command.callback.__annotations__), command.name
+        takes = set(command.callback.__annotations__)
+        assert "as_json" in takes or command.name == "review", command.name  # which is a dialogue in a terminal
+        assert "settings" in takes or command.name == "curate", command.name  # which knows no contract
 
 
 def test_init_sets_keys_and_keeps_its_comments(demeanor: Command, tmp_path: Path) -> None:

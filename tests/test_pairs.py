@@ -507,7 +507,8 @@ def test_limit(tmp_path: Path) -> None:
 
 
 def test_public_surface() -> None:
-    assert sorted(demeanor.pairs.__all__) == ["PairStore", "ReadResult", "iter_pairs", "read_pairs", "read_rows"]
+    names = ["PairStore", "PairView", "ReadResult", "iter_pairs", "read_pairs", "read_rows"]
+    assert sorted(demeanor.pairs.__all__) == names
     assert [field.name for field in dataclasses.fields(ReadResult)] == [
         "pairs",
         "dropped",

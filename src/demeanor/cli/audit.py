@@ -56,7 +56,6 @@ def command(
 
     from demeanor.audit import CHECKS, Scope, audit_pairs
     from demeanor.cli.console import print_json
-    from demeanor.contract import load_contract
     from demeanor.curate.decisions import read_decisions
     from demeanor.curate.mend import decided
     from demeanor.errors import InputError
@@ -71,9 +70,7 @@ def command(
                 print(f"    audit.{check.name}.{name} = {value:g}: {about}")
         return
     progress = common.console()
-    promised = load_contract(common.contract_file(contract), tuple(settings or ())) if contract else None
-    if settings and promised is None:
-        raise InputError("needs a contract whose keys it sets", where="--set", remedy="give --contract")
+    promised = common.contract_given(contract, settings)
     named = list(sources or (promised.data.pairs if promised else ()))
     if not named:
         raise InputError("no pairs were named", remedy="demeanor audit pairs.jsonl, or --contract contract.yaml")

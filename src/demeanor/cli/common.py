@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from demeanor.contract import Contract
     from demeanor.plan import Plan
     from demeanor.progress import Progress
     from demeanor.workspace import Workspace
@@ -36,6 +37,22 @@ def contract_file(target: Path) -> Path:
     from demeanor.starter import starter_contract
 
     return starter_contract() if str(target) == STARTER and not target.exists() else target
+
+
+def contract_given(target: Path | None, overrides: list[str] | None) -> Contract | None:
+    """That of `--contract` and `--set`.
+
+    Raises:
+        InputError: keys are set of no contract.
+    """
+    from demeanor.contract import load_contract
+    from demeanor.errors import InputError
+
+    if target is not None:
+        return load_contract(contract_file(target), tuple(overrides or ()))
+    if overrides:
+        raise InputError("needs a contract whose keys it sets", where="--set", remedy="give --contract")
+    return None
 
 
 def pairs_file(name: str) -> str | Path:

@@ -39,6 +39,7 @@ def command(
     contract: Annotated[Path | None, typer.Option(help="What the pairs are to teach, and the audit's limits.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read at most so many rows of each source.")] = None,
     split: Annotated[str, typer.Option(help="Of a data set that has several.")] = "train",
+    settings: common.SetOption = None,
 ) -> None:
     """Go through the pairs that the audit flags, one key each; decisions are kept for curate, audit and later reviews.
 
@@ -51,7 +52,6 @@ def command(
     import tempfile
 
     from demeanor.audit import Scope, audit_pairs
-    from demeanor.contract import load_contract
     from demeanor.curate.decisions import read_decisions
     from demeanor.curate.mend import decided
     from demeanor.curate.review import checks_of, flagged_pairs, found_before, review
@@ -68,9 +68,8 @@ def command(
     names = only or []
     checks = checks_of(names)
     before = found_before(findings) if findings else None
-    scope = Scope(
-        load_contract(common.contract_file(contract)) if contract else None, find_model(model) if model else None
-    )
+    promised = common.contract_given(contract, settings)
+    scope = Scope(promised, find_model(model) if model else None)
     known = read_decisions(decisions) if decisions.exists() else {}
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         store = PairStore.collect(map(common.pairs_file, sources), Path(folder), split=split, limit=limit)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from demeanor.pairs.store import PairStore
 from demeanor.records import PreferencePair
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class PairView(PairStore):

@@ -91,7 +91,7 @@ def prove_no_regression(
             here, there = new.get((behaviour, limit.measure)), old.get((behaviour, limit.measure))
             both: Series | None = None
             if here is not None and there is not None and here.probes == there.probes:
-                both = replace(here, before=there.after, start=None, _samples={}, _compared={})
+                both = replace(here, before=there.after, joint=False, _samples={}, _compared={})
             worse = _no_worse(limit)
             found = judge(behaviour, worse, both, settings.confidence)
             key = f"{worse.id(behaviour)} against {name}"

@@ -26,7 +26,7 @@ _DRAWN = ("reply_tokens", "reward")  # these and the sampled rates: a probe that
 class Series:
     """One measure of one behaviour: a value a probe on each side, and the probes' ids and clusters.
 
-    `start` is what the measure is before any training, for those that only both sides together have.
+    `joint`: only both sides together have it; before any training it is `start`, if that is known.
     """
 
     behaviour: str
@@ -37,6 +37,7 @@ class Series:
     clusters: list[str | None]
     resamples: int
     seed: int
+    joint: bool = False
     start: float | None = None
     _samples: dict[float | None, Sample] = field(default_factory=dict)
     _compared: dict[float, Comparison] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Series:
         from demeanor.statistics import SHARE, contrast
 
         after, difference = (self.sample(ratio).estimate(confidence) for ratio in (None, 1.0))
-        if self.measure in _JOINT:
+        if self.joint:
             before = Estimate(self.start, self.start, self.start, after.n, after.unscored)
         else:
             before = self._sample(self.before, SHARE if is_share(self.measure) else None).estimate(confidence)
@@ -126,7 +127,8 @@ def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Seri
             if sum(known) < len(known) / 2:
                 values = [None if value is None else 1.0 - value for value in values]
         start = _BEFORE.get(measure)
-        found.append(Series(behaviour, measure, [start] * len(values), values, probes, clusters, *seeded, start=start))
+        constant = [start] * len(values)
+        found.append(Series(behaviour, measure, constant, values, probes, clusters, *seeded, joint=True, start=start))
     return found
 
 
