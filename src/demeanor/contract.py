@@ -129,9 +129,6 @@ class Contract(Section):
             raise fault(f"is a margin of objective simpo; {training.objective} has none", "training", "gamma")
         if not training.needs_reference and training.reference != "precomputed":
             raise fault(f"{training.objective} has no reference: leave this out", "training", "reference")
-        with_rule = [
-            p for p in self.promises.values() if p.violating_openings or p.safe_openings or p.violating_patterns
-        ]
         if OBJECTIVES[training.objective].trains_reward_model:
             for name in ("beta", "sft_weight", "rewards"):
                 if getattr(training, name):
@@ -146,10 +143,11 @@ class Contract(Section):
                 raise fault(f"of {training.objective} it is the model with its adapter off: leave this out",
                             "training", "reference")  # fmt: skip
             if not self.rewards:
-                raise fault(f"{training.objective} needs rewards, or behaviours with openings or patterns to judge by",
-                            "training", "rewards")  # fmt: skip
-            if not with_rule and any(reward.kind == "judge" for reward in self.rewards):
-                raise fault("no behaviour states openings or patterns to judge by", "training", "rewards")
+                raise fault(f"{training.objective} needs rewards, or behaviours with openings, patterns or another "
+                            "judge to judge by", "training", "rewards")  # fmt: skip
+            judged = any(promise.is_judged for promise in self.promises.values())
+            if not judged and any(reward.kind == "judge" for reward in self.rewards):
+                raise fault("no behaviour has openings, patterns or another judge to judge by", "training", "rewards")
         if not OBJECTIVES[training.objective].takes_pairs and self.data.ranked_weights != "even":
             raise fault(
                 f"belongs to objectives that take pairs; {training.objective} does not", "data", "ranked_weights"
@@ -208,11 +206,11 @@ class Contract(Section):
 
     @property
     def rewards(self) -> tuple[RewardSettings, ...]:
-        """Those of the contract; of an online objective without any the judge, where a behaviour states a rule."""
+        """Those of the contract; of an online objective without any the judge, where a behaviour has one."""
         given = self.training.rewards
-        stated = any(p.violating_openings or p.safe_openings or p.violating_patterns for p in self.promises.values())
-        judged = not given and stated and OBJECTIVES[self.training.objective].online
-        return (RewardSettings(kind="judge"),) if judged else given
+        if given or not OBJECTIVES[self.training.objective].online:
+            return given
+        return (RewardSettings(kind="judge"),) if any(p.is_judged for p in self.promises.values()) else ()
 
     def system_text(self, key: str | None = None) -> str | None:
         """The system prompt with today's transient values, or, for the training pair `key`, with examples."""

@@ -8,14 +8,15 @@ and a killed run goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
-from demeanor.judges import judge_identities
+from demeanor.judges import judge_digests, judge_identities
 from demeanor.measure import measure_model
 from demeanor.model import load_model, load_reward_model
 from demeanor.objectives import OBJECTIVES
@@ -31,8 +32,12 @@ from demeanor.train.rewards import function_digests, reward_model_digests
 from demeanor.workspace import Workspace, digest, file_sha256
 
 
-def run(plan: Plan, progress: Progress | None = None) -> Verdict:
+def run(plan: Plan, progress: Progress | None = None, measured: Sequence[Path] = ()) -> Verdict:
     """All stages up to the report. Goes on where an earlier run of the same folder stopped.
+
+    Args:
+        measured: run folders; where one of them holds the measurement before training of the same model, probes,
+            settings and seed, it is taken from there, because it would come out the same.
 
     Raises:
         StageError: a stage failed; what was done before is kept.
@@ -44,6 +49,10 @@ def run(plan: Plan, progress: Progress | None = None) -> Verdict:
     workspace.start(plan.contract)
     with keeping_what_is_done(workspace):
         read_stage(plan, progress)
+        for folder in measured:
+            inputs = stage_inputs("before", workspace, plan.contract, plan.identity)
+            if workspace.adopt("before", inputs, Workspace(folder)):
+                progress.say(f"before training: as measured in {folder}, with the same model, probes and settings")
         measure_stage(plan, "before", progress)
         train_stage(plan, progress)
         measure_stage(plan, "after", progress)
@@ -74,6 +83,9 @@ def train_stage(plan: Plan, progress: Progress) -> None:
     # model is not mended but another one
     inputs = stage_inputs("train", workspace, contract, plan.identity)
     key = digest({name: value for name, value in inputs.items() if name != "functions"})
+    done = workspace.manifest()["stages"].get("train", {})
+    if not done.get("begun_again") and done.get("inputs", inputs).get("functions") != inputs["functions"]:
+        shutil.rmtree(workspace.checkpoints, ignore_errors=True)  # the last one is the finished training
 
     def work() -> dict[str, Any]:
         workspace.fix_limits(key, fixed_limits(contract))
@@ -338,10 +350,11 @@ def stage_inputs(
         }
         if OBJECTIVES[contract.training.objective].online:
             own |= reward_model_digests(contract, known)
+            if any(reward.kind == "judge" for reward in contract.rewards):
+                own["judges"] = judge_digests(contract, known.get("judges", {}))
     elif name in SIDES:
-        known = workspace.manifest()["stages"].get(name, {}).get("inputs", {}).get("judges", {})
         own = {
-            "judges": judge_identities(contract, known),
+            "judges": judge_identities(contract, known.get("judges", {})),
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
             "probes": file_sha256(workspace.probes),
             "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},

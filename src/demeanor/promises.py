@@ -201,6 +201,15 @@ class Promise(Section):
             seen.add(limit.id(""))
         return self
 
+    @property
+    def states_rule(self) -> bool:
+        return bool(self.violating_openings or self.safe_openings or self.violating_patterns)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether its judge can judge a sampled reply: the rule can where one is stated."""
+        return self.states_rule or self.judge.kind != "rule"
+
 
 class Behaviour(Promise):
     """permanent: belongs in the weights, is trained and has limits. transient: belongs in the prompt, is rendered

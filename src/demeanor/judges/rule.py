@@ -26,7 +26,7 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  
 
 def judge_reply(text: str, promise: Promise) -> str | None:
     """violating, safe, other or invalid; None when the promise states no opening and no pattern."""
-    if not (promise.violating_openings or promise.safe_openings or promise.violating_patterns):
+    if not promise.states_rule:
         return None
     plain = plain_text(text)
     if not plain:
