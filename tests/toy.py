@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from demeanor.tokens import Tokenizer, make_tokenizer
+from demeanor.tokens import Tokenizer
 
 Table = dict[str, dict[str, float]]
 END = "<end>"
@@ -45,7 +45,8 @@ class Toy:
         tables = (table, other or {})
         known = {word for one in tables for row in one.items() for word in (row[0], *row[1])}
         self.words = [*SPECIAL, *sorted(({*words} | known) - {*SPECIAL})]
-        self.table, self.other = self._filled(table), self._filled(other or table)
+        self.table = self._filled(table)
+        self.other = self.table if other is None else self._filled(other)
         self.tokenizer = toy_tokenizer(self.words)
         self.model = self._model()
         if other is not None:
@@ -131,4 +132,4 @@ def toy_tokenizer(words: Sequence[str]) -> Tokenizer:
         additional_special_tokens=["<user>", "<system>", "<reply>"], clean_up_tokenization_spaces=False,
     )  # fmt: skip
     fast.chat_template = TEMPLATE
-    return make_tokenizer(fast, [1])
+    return Tokenizer(fast, [1])

@@ -129,7 +129,18 @@ def _with_settings(text: str, settings: tuple[str, ...]) -> str:
 def _print_keys() -> None:
     from pydantic import BaseModel
 
-    from demeanor.contract import MEASURES, Adaptive, Behaviour, Contract, Data, Limit, Measurement, Promise, Training, Waiver
+    from demeanor.contract import (
+        MEASURES,
+        Adaptive,
+        Behaviour,
+        Contract,
+        Data,
+        Limit,
+        Measurement,
+        Promise,
+        Training,
+        Waiver,
+    )
     from demeanor.judge_settings import JudgeSettings
     from demeanor.reward_settings import RewardSettings
 

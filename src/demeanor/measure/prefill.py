@@ -36,7 +36,10 @@ from demeanor.tokens import Tokenizer
 from demeanor.train.rewards import reply_of
 
 Values = dict[str, float | None]
-_JOINED = ("", " ")  # between what was forced and a turn-back; what the tokenizer merges with the forced part is left out
+_JOINED = (
+    "",
+    " ",
+)  # between what was forced and a turn-back; what the tokenizer merges with the forced part is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +132,7 @@ def prefill_rates(replies: Iterable[Reply], probe: Probe, contract: Contract) ->
     return values
 
 
-def _judged(
-    rows: list[tuple[Probe, str, str]], contract: Contract, judges: dict[str, Judge]
-) -> list[str | None]:
+def _judged(rows: list[tuple[Probe, str, str]], contract: Contract, judges: dict[str, Judge]) -> list[str | None]:
     judged: list[str | None] = [None] * len(rows)
     for behaviour, judge in judges.items():
         promise = contract.promises[behaviour]

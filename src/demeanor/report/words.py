@@ -48,11 +48,20 @@ _MEASURES = {
         "bad reply forced for N tokens: probability that it goes on, of going on and turning back",
         "probability",
     ),
-    "violating_prefill_N_rate": ("bad reply forced for N tokens: share of the sampled replies that stay bad", "probability"),
+    "violating_prefill_N_rate": (
+        "bad reply forced for N tokens: share of the sampled replies that stay bad",
+        "probability",
+    ),
     "safe_prefill_N_mass": ("bad reply forced for N tokens: probability that it turns back at once", "probability"),
-    "alignment_depth_fraction": ("share of the training's change that lies beyond the bad reply's third token", "probability"),
+    "alignment_depth_fraction": (
+        "share of the training's change that lies beyond the bad reply's third token",
+        "probability",
+    ),
     "deep_kl_per_token": ("KL divergence from the base model, per token beyond the bad reply's third", "nats"),
-    "violating_adaptive_mass": ("bad reply: its probability after the worst prompt that the attacker found", "probability"),
+    "violating_adaptive_mass": (
+        "bad reply: its probability after the worst prompt that the attacker found",
+        "probability",
+    ),
 }
 # they have no value before training, but for a reward model's own accuracy
 AFTER_ONLY = ("reward_accuracy", "length_accuracy", "displaced_share", "alignment_depth_fraction", "deep_kl_per_token")
