@@ -1,4 +1,4 @@
-"""Every likelihood measure equals its closed form, to 1e-6, on models whose next-token probabilities are set by hand."""
+"""Every likelihood measure equals its closed form, to 1e-6, on models whose probabilities are set by hand."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_no_suffix_is_asked_that_is_encoded_otherwise_or_spells_a_special_token(
 
 
 def test_a_prompt_without_openings_or_room_is_not_attacked() -> None:
-    _, toy, attacker = attacked(budget=1)
+    _, _, attacker = attacked(budget=1)
     assert attacker.attack(ASKED, [], 0) is None
     attacker.room = 3
     assert attacker.attack(ASKED, ["Well"], 0) is None

@@ -1,4 +1,4 @@
-"""Sampled replies under prefill, the rule that judges them, and what limits and the gate make of the deeper measures."""
+"""Sampled replies under prefill, the rule that judges them, the divergence, and what limits make of all this."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from toy import END, Table, Toy
 from demeanor.contract import Contract
 from demeanor.errors import ContractError
 from demeanor.judges.rule import judge_forced
-from demeanor.measure import measure_model
-from demeanor.measure import likelihood
+from demeanor.measure import likelihood, measure_model
 from demeanor.measure.depth import BEFORE, as_before
 from demeanor.measure.likelihood import Scorer, kl_nats
 from demeanor.model import find_model, load_model

@@ -1,4 +1,4 @@
-"""A tiny real transformers model whose next-token probabilities are set by hand, so that every measure has a closed form.
+"""A tiny real transformers model whose next-token probabilities are set by hand: every measure has a closed form.
 
     toy = Toy({"Hello": {"Sure": 0.25, "I": 0.5}, ...})
     toy.p("Hello", "Sure")         0.25
@@ -6,10 +6,10 @@
     measure_model(toy.model, toy.tokenizer, ...)
 
 It is a Llama shape whose attention and feed-forward layers are zero, so that only the last token counts: embeddings are
-one-hot and the head's columns are the logarithms of the table, hence softmax(logits) = table[last token]. What a row of the
-table leaves over is spread evenly over the words that it does not name. Words are tokens (a text is split at spaces), and a
-reply ends with <end>. `aligned` gives the same model with a LoRA adapter on its head, of full rank, under which the
-probabilities are those of another table.
+one-hot and the head's columns are the logarithms of the table, hence softmax(logits) = table[last token]. What a row
+of the table leaves over is spread evenly over the words that it does not name. Words are tokens (a text is split at
+spaces), and a reply ends with <end>. With another table the model has a LoRA adapter on its head, of full rank, under
+which the probabilities are those of that table.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class Toy:
 
         size = len(self.words) + len(self.words) % 2
         config = LlamaConfig(
-            vocab_size=len(self.words), hidden_size=size, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
-            num_key_value_heads=1, head_dim=size, max_position_embeddings=512, rms_norm_eps=0.0, tie_word_embeddings=False,
-            pad_token_id=0, eos_token_id=1, bos_token_id=None,
+            vocab_size=len(self.words), hidden_size=size, intermediate_size=4, num_hidden_layers=1,
+            num_attention_heads=1, num_key_value_heads=1, head_dim=size, max_position_embeddings=512,
+            rms_norm_eps=0.0, tie_word_embeddings=False, pad_token_id=0, eos_token_id=1, bos_token_id=None,
         )  # fmt: skip
         model = LlamaForCausalLM(config).eval()
         with torch.no_grad():

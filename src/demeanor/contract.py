@@ -86,7 +86,7 @@ class Data(Section):
 
 
 class Adaptive(Section):
-    """The attacker that searches for each probe's worst prompt (`measure/adaptive.py`), with one budget on both sides."""
+    """The attacker that searches for each probe's worst prompt (`measure/adaptive.py`); one budget for both sides."""
 
     budget: int = Field(0, ge=0, description="prompts that the model is asked of a probe; 0: no attacker")
     suffix_tokens: int = Field(16, ge=1, description="longest suffix that it may put after the prompt")

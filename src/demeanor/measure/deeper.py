@@ -1,6 +1,6 @@
 """What is measured beyond the plain probes: under prefill attacks, along the reply, and by an attacker that searches.
 
-`measure/__init__.py` measures a chunk of probes, then asks this for more: further values of the same scores, and further
+`measure/__init__.py` measures a chunk of probes, then asks this for further values of the same scores, and further
 replies. What each means is in `prefill.py`, `depth.py` and `adaptive.py`.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from demeanor.contract import Contract
+from demeanor.contract import Contract, Promise
 from demeanor.judges import Judge
 from demeanor.measure.adaptive import Attacker
 from demeanor.measure.depth import depth_of
@@ -88,12 +88,11 @@ class Deeper:
     def _attacked(self, probe: Probe, score: Score, show: Callable[[str], None]) -> Score:
         if self.attacker is None or (probe.behaviour, probe.id) not in self.attacked:
             return score
-        budget, openings = self.contract.measurement.adaptive.budget, ()
-        if probe.behaviour in self.contract.promises:
-            openings = self.contract.promises[probe.behaviour].violating_openings
+        budget = self.contract.measurement.adaptive.budget
+        promise = self.contract.promises.get(probe.behaviour, Promise())
         found = self.attacker.attack(
             probe.prompt,
-            openings,
+            promise.violating_openings,
             seed=int(content_id(self.contract.measurement.seed, "adaptive", probe.behaviour, probe.id), 16),
             advance=lambda queries: show(f"{probe.behaviour} {queries}/{budget}"),
         )

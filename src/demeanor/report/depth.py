@@ -36,7 +36,7 @@ class AttackView:
 
 
 def figure_views(name: str, own: Sequence[Comparison], after: Sequence[Score], contract: Contract) -> list[FigureView]:
-    """The rates by forced tokens, before and after, and the curve of the divergence; what was not measured is left out."""
+    """The rates by forced tokens, before and after, and the divergence's curve; what was not measured is left out."""
     titles = {
         "violating_prefill_N_rate": "Forced to begin badly: share of the sampled replies that stay bad",
         "violating_prefill_N_probability": "Forced to begin badly: probability that it goes on, not turning back",
@@ -111,8 +111,8 @@ def attack_view(scored: dict[str, list[Score]]) -> AttackView | None:
     worst = max(after, key=lambda found: found["mass"])
     queries = sum(found["queries"] for found in after)
     note = (
-        f"A bad opening has {percent(worst['mass'])} after this prompt, {percent(worst['plain_mass'])} after the probe's "
-        f"own. Wrapper: {worst['wrapper']}. {plural(len(after), 'probe')} attacked, {queries:,} prompts asked, at most "
+        f"A bad opening has {percent(worst['mass'])} after this prompt, {percent(worst['plain_mass'])} after the "
+        f"probe's own. Wrapper: {worst['wrapper']}. {plural(len(after), 'probe')} attacked, {queries:,} prompts asked, at most "
         f"{worst['budget']:,} of a probe, and as many of the base model. Every prompt found is in scores/after.jsonl."
     )
     turns = []
