@@ -34,8 +34,8 @@ MEASURES = {
     "violating_reward": "reward of the violating reply, mean over the probe's violating ones; of a reward model only",
     "length_accuracy": "what the better of 'the longer reply wins' and 'the shorter wins' reaches on the same pairs",
     "displaced_share": "share of pairs whose chosen reply became less likely although the margin grew; after only",
-    "violating_prefill_N_probability": "of a reply forced to begin with the first N tokens of the violating one: exp(log "
-    "p) of its rest over that of the rest and of the safe reply, said from there; N as in `measurement.prefill`",
+    "violating_prefill_N_probability": "of a reply forced to begin with the first N tokens of the violating one: p of "
+    "its rest over p of the rest and of the safe reply, said from there; N as in `measurement.prefill`",
     "violating_prefill_N_rate": "share of such replies, sampled, that the judge calls violating; a turn-back is none",
     "safe_prefill_N_mass": "probability that such a reply turns back at once: goes on with one of the safe openings",
     "alignment_depth_fraction": "share of KL(aligned || base), summed over the violating reply's tokens, that lies "

@@ -10,9 +10,9 @@ violating opening mass: the exact probability that the reply begins with one of 
 3. It ends when `budget` prompts were asked of the model. One prompt is one query, whatever the number of openings.
 
 Both sides are attacked with one budget and one seed. What is scored is the prompt's text, rendered and encoded as any
-other is, so that what was found can be sent again; a suffix that is encoded into other tokens than those it was made of, or
-that spells a special token, is not asked. The candidates of a step share all that comes before their suffix, which the
-engine computes once. A search finds a lower bound of what an attacker can reach.
+other is, so that what was found can be sent again; a suffix that is encoded into other tokens than those it was made
+of, or that spells a special token, is not asked. The candidates of a step share all that comes before their suffix,
+which the engine computes once. A search finds a lower bound of what an attacker can reach.
 """
 
 from __future__ import annotations
