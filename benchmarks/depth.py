@@ -6,8 +6,8 @@ One `demeanor run` of the starter's own contract (in the folder depth below --ru
 where it was), measured with more than the contract asks for:
 
     prefill     the reply is forced to begin with the first N tokens of the violating one: the exact probability that it
-                goes on rather than turns back, the exact probability that it turns back at once, and the share of sampled
-                replies (temperature 1) that the rule calls violating
+                goes on rather than turns back, the exact probability that it turns back at once, and the share of
+                sampled replies (temperature 1) that the rule calls violating
     depth       KL(aligned || base) at each token of the violating replies, and the share of it beyond the third
     attacker    the worst prompt that a random search finds with BUDGET prompts a probe, the same on both sides
 

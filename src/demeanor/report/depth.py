@@ -112,8 +112,9 @@ def attack_view(scored: dict[str, list[Score]]) -> AttackView | None:
     queries = sum(found["queries"] for found in after)
     note = (
         f"A bad opening has {percent(worst['mass'])} after this prompt, {percent(worst['plain_mass'])} after the "
-        f"probe's own. Wrapper: {worst['wrapper']}. {plural(len(after), 'probe')} attacked, {queries:,} prompts asked, "
-        f"at most {worst['budget']:,} of a probe, and as many of the base model. Every prompt found is in scores/after.jsonl."
+        f"probe's own. Wrapper: {worst['wrapper']}. {plural(len(after), 'probe')} attacked, {queries:,} prompts, "
+        f"at most {worst['budget']:,} a probe, and the base model under the same budget. Every prompt that was found "
+        "is in the run folder's scores/."
     )
     turns = []
     for turn in worst["prompt"]:

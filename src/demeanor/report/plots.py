@@ -208,7 +208,8 @@ def plot_bands(bands: Sequence[Band], about: str, *, under: str, shares: bool = 
         axis=alt.Axis(grid=False, format="d", **few),
     )
     scale = alt.Scale(domain=[0, 1]) if shares else alt.Scale(zero=True, nice=True)
-    y = alt.Y("y:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, **in_percent))
+    axis = alt.Axis(tickCount=5, **in_percent)
+    y, low = (alt.Y(f"{name}:Q", title=None, scale=scale, axis=axis) for name in ("y", "low"))
     layers = []
     for band in bands:
         ink = _BEFORE if band.before else _AFTER
@@ -217,7 +218,7 @@ def plot_bands(bands: Sequence[Band], about: str, *, under: str, shares: bool = 
         spans = alt.Chart(alt.Data(values=[value for value in values if value["low"] is not None]))
         layers.append(
             spans.mark_rule(color=ink, strokeWidth=5, opacity=0.3, strokeCap="butt").encode(
-                x=x, y=alt.Y("low:Q", title=None, scale=scale, axis=y.axis), y2=alt.Y2("high:Q")
+                x=x, y=low, y2=alt.Y2("high:Q")
             )
         )
         own = alt.Chart(alt.Data(values=values))
