@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -18,7 +18,17 @@ from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault, nearest
 from demeanor.judge_settings import read_card
 from demeanor.objectives import OBJECTIVES
-from demeanor.promises import MEASURES, OF_REWARD_MODELS, OF_REWARD_MODELS_ONLY, Behaviour, Limit, Promise, Waiver
+from demeanor.promises import (
+    AFTER_ONLY,
+    MEASURES,
+    OF_REWARD_MODELS,
+    OF_REWARD_MODELS_ONLY,
+    Behaviour,
+    Limit,
+    Promise,
+    Waiver,
+    prefill_of,
+)
 from demeanor.records import content_id
 from demeanor.reward_settings import RewardSettings
 from demeanor.sections import Section, Text
@@ -29,6 +39,7 @@ from demeanor.trl_options import check_trl_options
 __all__ = [
     "MEASURES",
     "STARTER",
+    "Adaptive",
     "Behaviour",
     "Contract",
     "Data",
@@ -74,6 +85,15 @@ class Data(Section):
         return (value,) if isinstance(value, str) else value
 
 
+class Adaptive(Section):
+    """The attacker that searches for each probe's worst prompt (`measure/adaptive.py`); one budget for both sides."""
+
+    budget: int = Field(0, ge=0, description="prompts that the model is asked of a probe; 0: no attacker")
+    suffix_tokens: int = Field(16, ge=1, description="longest suffix that it may put after the prompt")
+    max_probes: int = Field(16, ge=1, description="at most so many probes of each behaviour are attacked")
+    candidates: int = Field(16, ge=1, description="prompts asked at a time, all edits of the best one so far")
+
+
 class Measurement(Section):
     """How the probes are measured, before and after alike."""
 
@@ -81,10 +101,22 @@ class Measurement(Section):
     max_sampled_probes: int = Field(64, ge=0, description="at most so many probes of each behaviour are sampled")
     temperature: float = Field(1.0, gt=0, description="of the sampled replies")
     max_new_tokens: int = Field(48, ge=1, description="length of the sampled replies")
+    prefill: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="the reply is forced to begin with so many tokens of the violating one, e.g. [1, 3, 5, 10]"
+    )
+    depth: bool = Field(True, description="KL(aligned || base) at each token of the violating replies, after training")
+    adaptive: Adaptive = Field(
+        default_factory=Adaptive, description="the attacker that searches; off unless it has a budget"
+    )
     batch_size: int = Field(16, ge=1, description="probes scored at a time")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval and limit")
     resamples: int = Field(10_000, ge=1000, description="of the bootstrap")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the sampling and the bootstrap")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the sampling, the attacker and the bootstrap")
+
+    @field_validator("prefill", mode="after")
+    @classmethod
+    def _rising(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(numbers)))
 
 
 class Contract(Section):
@@ -192,6 +224,21 @@ class Contract(Section):
                     if not answers and limit.measure in OF_REWARD_MODELS_ONLY:
                         raise fault(f"{limit.measure} is a reward model's; {self.training.objective} trains none",
                                     section, name, "limits", place)  # fmt: skip
+                    if reason := self._not_measured(limit.measure, section):
+                        raise fault(f"{limit.measure} is not measured: {reason}", section, name, "limits", place)
+
+    def _not_measured(self, measure: str, section: str) -> str:
+        """Which key of `measurement` leaves the measure out; "" when none does."""
+        settings, number = self.measurement, prefill_of(measure)
+        if number is not None and number not in settings.prefill:
+            return f"put {number} into measurement.prefill"
+        if measure in AFTER_ONLY and not settings.depth:
+            return "measurement.depth is off"
+        if measure == "violating_adaptive_mass":
+            if section != "behaviours":
+                return "the attacker attacks behaviours, not collateral"
+            return "" if settings.adaptive.budget else "give measurement.adaptive.budget"
+        return ""
 
     @property
     def promises(self) -> dict[str, Promise]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demeanor.contract import Contract
+from demeanor.contract import Adaptive, Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
 from demeanor.judges import judge_digests, judge_identities
 from demeanor.measure import measure_model
@@ -153,6 +153,10 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
 
     def work() -> None:
         model = load_aligned(plan) if side == "after" else load_unaligned(plan)
+        if side == "after" and plan.source.adapter is not None:  # the trained adapter took its place
+            from demeanor.measure.depth import BEFORE
+
+            model.load_adapter(plan.source.adapter, BEFORE)
         with progress.bar(f"measure {side}", len(plan.probes)) as advance:
             scores, replies = measure_model(
                 model, plan.tokenizer, plan.probes, contract, side, partial=partial, advance=advance, say=progress.say
@@ -280,7 +284,8 @@ def ask(
     names = [behaviour] if behaviour else [known[0].behaviour] if known else list(contract.promises)
     names = names or [DEFAULT_BEHAVIOUR]
     probes = [Probe(f"ask-{name}", name, messages, violating, safe) for name in names]
-    settings = contract.measurement.model_copy(update={"samples": 1, "max_sampled_probes": 1, "seed": seed})
+    plain = {"prefill": (), "depth": False, "adaptive": Adaptive()}
+    settings = contract.measurement.model_copy(update={"samples": 1, "max_sampled_probes": 1, "seed": seed, **plain})
     asked = contract.model_copy(update={"measurement": settings})
     scores: dict[str, list[Score]] = {}
     replies: dict[str, str] = {}

@@ -171,11 +171,17 @@ class Reply(Record):
     num_tokens: int
     judgement: str | None
     reward: float | None = None  # the weighted sum of `training.rewards`; None when there are none
+    prefill: int = 0  # tokens that were put into the model's mouth, and their text; `num_tokens` counts its own
+    forced: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Score(Record):
-    """All measures of one probe under one model; `values` maps a measure's name to its value or None."""
+    """All measures of one probe under one model; `values` maps a measure's name to its value or None.
+
+    `evidence` is what a measure rests on: `depth_nats` (KL at each token of the violating reply), `adaptive` (the worst
+    prompt that was found, its wrapper, suffix and mass, and how many prompts were asked).
+    """
 
     probe_id: str
     behaviour: str
@@ -183,6 +189,7 @@ class Score(Record):
     attack: str | None
     values: dict[str, float | None]
     cluster: str | None = None  # the probe's
+    evidence: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

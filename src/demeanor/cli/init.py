@@ -129,7 +129,18 @@ def _with_settings(text: str, settings: tuple[str, ...]) -> str:
 def _print_keys() -> None:
     from pydantic import BaseModel
 
-    from demeanor.contract import MEASURES, Behaviour, Contract, Data, Limit, Measurement, Promise, Training, Waiver
+    from demeanor.contract import (
+        MEASURES,
+        Adaptive,
+        Behaviour,
+        Contract,
+        Data,
+        Limit,
+        Measurement,
+        Promise,
+        Training,
+        Waiver,
+    )
     from demeanor.judge_settings import JudgeSettings
     from demeanor.reward_settings import RewardSettings
 
@@ -137,6 +148,7 @@ def _print_keys() -> None:
         "": Contract, "behaviours.ID.": Behaviour, "collateral.ID.": Promise, "behaviours.ID.limits.": Limit, "waivers.": Waiver,
         "behaviours.ID.judge.": JudgeSettings, "data.": Data,
         "training.": Training, "training.rewards.": RewardSettings, "measurement.": Measurement,
+        "measurement.adaptive.": Adaptive,
     }  # fmt: skip
     for prefix, section in sections.items():
         for name, field in section.model_fields.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from demeanor.contract import Contract, Promise
 from demeanor.judges import Judge, make_judges
 from demeanor.objectives import OBJECTIVES
+from demeanor.progress import Advance
 from demeanor.records import Probe, Reply, Score, content_id
 from demeanor.tokens import Tokenizer
 from demeanor.train.reward_run import RewardModel
@@ -33,7 +34,7 @@ def measure_model(
     side: str,
     *,
     partial: Path | None = None,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Advance = lambda done_now=1, **figures: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Score], list[Reply]]:
     """Measure all probes, in chunks that are kept in `partial`, so that a killed run goes on after its last chunk.
@@ -44,7 +45,7 @@ def measure_model(
         probes: in a fixed order; each chunk has its own seed, so that a chunk's numbers depend on it alone.
         side: before or after.
         partial: a JSON-lines file of finished chunks; only a chunk of the same probes and settings is taken from it.
-        advance: called with the number of probes done.
+        advance: called with the number of probes done, and with figures to show.
         say: called with one line when something was done otherwise than asked.
     """
     settings = contract.measurement
@@ -52,7 +53,7 @@ def measure_model(
     if OBJECTIVES[contract.training.objective].trains_reward_model:
         measure = _by_reward_model(RewardModel(model, tokenizer, contract), side)
     else:
-        measure = _of_policy(model, tokenizer, probes, contract, side, say)
+        measure = _of_policy(model, tokenizer, probes, contract, side, say, advance)
     scores: list[Score] = []
     replies: list[Reply] = []
     for start in range(0, len(probes), settings.batch_size):
@@ -70,9 +71,16 @@ def measure_model(
 
 
 def _of_policy(
-    model: Any, tokenizer: Tokenizer, probes: list[Probe], contract: Contract, side: str, say: Callable[[str], None]
+    model: Any,
+    tokenizer: Tokenizer,
+    probes: list[Probe],
+    contract: Contract,
+    side: str,
+    say: Callable[[str], None],
+    advance: Advance,
 ) -> Measure:
     """Likelihoods and sampled replies."""
+    from demeanor.measure.deeper import Deeper
     from demeanor.measure.likelihood import Scorer
 
     settings, scorer = contract.measurement, Scorer(model)
@@ -81,13 +89,17 @@ def _of_policy(
     if side == "before" and settings.samples:
         _say_uncorrected(contract, judges, say)
     sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
+    own = [probe for probe in probes if settings.adaptive.budget and probe.behaviour not in contract.collateral]
+    attacked = _sampled_probes(own, settings.adaptive.max_probes)
+    deeper = Deeper(model, scorer, tokenizer, contract, side, judges, sampled=sampled, attacked=attacked)
 
     def measure(chunk: list[Probe], start: int) -> tuple[list[Score], list[Reply]]:
         replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards, judges)
         scores = _score(scorer, tokenizer, chunk, contract, side, replies)
         if start == 0 and not scorer.uses_trees:
             say(f"probes are scored one sequence at a time: {scorer.padded_because}")
-        return scores, replies
+        scores, more = deeper.measure(chunk, start, scores, lambda figure: advance(0, attacker=figure))
+        return scores, replies + more
 
     return measure
 

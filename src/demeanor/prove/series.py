@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from demeanor.contract import Contract
-from demeanor.promises import is_counted, is_share
+from demeanor.promises import AFTER_ONLY, CHOSEN, family, is_counted, is_share
 from demeanor.records import Comparison, Estimate, Score
 
 if TYPE_CHECKING:
@@ -113,10 +113,13 @@ def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Seri
                 for item, was_drawn in zip(drawn, sampled, strict=True)
                 if (was_drawn if any(sampled) else item[0] != (None, None))
             ]
+        if family(measure) in CHOSEN:  # a probe that was chosen on neither side does not name it
+            named_it = [any(measure in score.values for score in pair) for pair in sides]
+            drawn = [item for item, was_chosen in zip(drawn, named_it, strict=True) if was_chosen]
         old, new = [row[0] for row, *_ in drawn], [row[1] for row, *_ in drawn]
         named = [probe for _, probe, _ in drawn], [cluster for *_, cluster in drawn]
         if measure not in _DESCRIPTIVE and any(value is not None for value in old + new):
-            found.append(Series(behaviour, measure, old, new, *named, *seeded))
+            found.append(Series(behaviour, measure, old, new, *named, *seeded, joint=measure in AFTER_ONLY))
     joint = [joint_values(old, new, contract.training.reward_beta) for old, new in sides]
     for measure in _JOINT:
         values = [value[measure] for value in joint]

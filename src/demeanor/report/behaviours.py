@@ -15,6 +15,7 @@ from markupsafe import Markup
 from demeanor.contract import Contract
 from demeanor.judges.cards import card_of, card_shares
 from demeanor.records import SIDES, Comparison, Probe, Reply, Score, Verdict
+from demeanor.report.depth import AttackView, FigureView, attack_view, figure_views
 from demeanor.report.plots import Row, plot_rows
 from demeanor.report.words import (
     AFTER_ONLY,
@@ -90,6 +91,8 @@ class BehaviourView:
     plot: Markup | None
     attacks: Markup | None
     attacks_measure: str
+    figures: list[FigureView]
+    attacked: AttackView | None
     measures: list[MeasureView]
     tally: list[tuple[str, str, str, int, int]]
     exchanges: list[ExchangeView]
@@ -122,7 +125,8 @@ def behaviour_views(
     views = []
     for index, name in enumerate(dict.fromkeys(named), start=1):
         own = [c for c in verdict.comparisons if c.behaviour == name]
-        drawn = {side: [reply for reply in replies[side] if reply.behaviour == name] for side in SIDES}
+        drawn = {side: [r for r in replies[side] if r.behaviour == name and not r.prefill] for side in SIDES}
+        scored = {side: [score for score in scores[side] if score.behaviour == name] for side in SIDES}
         promise = contract.promises.get(name)
         measure, attacks = _attacks(name, own, scores, contract)
         exchanges, hidden = _exchanges(drawn, known)
@@ -138,6 +142,8 @@ def behaviour_views(
                 plot=_plot(name, own, verdict),
                 attacks=attacks,
                 attacks_measure=PLOTTED[measure] if attacks is not None else "",
+                figures=figure_views(name, own, scored["after"], contract),
+                attacked=attack_view(scored),
                 measures=[_measure(c) for c in own],
                 tally=[
                     (kind or "none", sign, label, counts["before"][kind], counts["after"][kind])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from demeanor.promises import family, prefill_of
 from demeanor.records import Estimate
 from demeanor.visible import visible
 
@@ -43,9 +44,27 @@ _MEASURES = {
     "violating_reward": ("reward of the bad reply", ""),
     "length_accuracy": ("what the better rule about length alone reaches", "probability"),
     "displaced_share": ("probes whose good reply became less likely although the margin grew", "probability"),
+    "violating_prefill_N_probability": (
+        "bad reply forced for N tokens: probability that it goes on, of going on and turning back",
+        "probability",
+    ),
+    "violating_prefill_N_rate": (
+        "bad reply forced for N tokens: share of the sampled replies that stay bad",
+        "probability",
+    ),
+    "safe_prefill_N_mass": ("bad reply forced for N tokens: probability that it turns back at once", "probability"),
+    "alignment_depth_fraction": (
+        "share of the training's change that lies beyond the bad reply's third token",
+        "probability",
+    ),
+    "deep_kl_per_token": ("KL divergence from the base model, per token beyond the bad reply's third", "nats"),
+    "violating_adaptive_mass": (
+        "bad reply: its probability after the worst prompt that the attacker found",
+        "probability",
+    ),
 }
 # they have no value before training, but for a reward model's own accuracy
-AFTER_ONLY = ("reward_accuracy", "length_accuracy", "displaced_share")
+AFTER_ONLY = ("reward_accuracy", "length_accuracy", "displaced_share", "alignment_depth_fraction", "deep_kl_per_token")
 # what "the bad reply" is measured by: the first of these that a behaviour has
 BAD_MEASURES = ("violating_opening_mass", "violating_sampled_rate", "violating_choice_probability")
 # the probabilities that are plotted where both sides have them, in this order, in words short enough for a plot's row
@@ -64,12 +83,16 @@ _THAN = {"before": " as before", "accepted": " against the accepted run"}  # end
 
 
 def measure_words(measure: str) -> str:
-    return _MEASURES[measure][0] if measure in _MEASURES else measure.replace("_", " ")
+    number = prefill_of(measure)
+    known = _MEASURES.get(family(measure))
+    if known is None:
+        return measure.replace("_", " ")
+    return known[0] if number is None else known[0].replace("N tokens", plural(number, "token"))
 
 
 def unit(measure: str) -> str:
     """probability, nats or tokens; "" for a measure that is not known here."""
-    return _MEASURES[measure][1] if measure in _MEASURES else ""
+    return _MEASURES[family(measure)][1] if family(measure) in _MEASURES else ""
 
 
 def printable(value: Any) -> Any:
