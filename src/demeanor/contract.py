@@ -184,6 +184,12 @@ class Contract(Section):
             raise fault(
                 f"belongs to objectives that take pairs; {training.objective} does not", "data", "ranked_weights"
             )
+        for name in training.recovery:
+            if "recovery" in unknown_to(training.objective):
+                raise fault(f"takes policies that are trained on pairs; {training.objective} is none",
+                            "training", "recovery")  # fmt: skip
+            if name not in self.behaviours:
+                raise fault(f"no behaviour is called {name!r}{nearest(name, self.behaviours)}", "training", "recovery")
         if training.objective == "kto":
             if self.data.ranked == "all":
                 raise fault(

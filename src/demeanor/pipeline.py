@@ -97,6 +97,10 @@ def train_stage(plan: Plan, progress: Progress) -> None:
         )
         if refused:
             raise StageError(f"{len(refused)} pairs can no longer be tokenized: {refused[0][1]}")
+        if contract.training.recovery:
+            from demeanor.train.recovery import recovery_pairs
+
+            tokens += recovery_pairs(plan.train, plan.tokenizer, contract, say=progress.say)
         source_pairs = None
         if OBJECTIVES[contract.training.objective].online:
             from demeanor.train.sampling import Source
