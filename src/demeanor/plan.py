@@ -20,6 +20,7 @@ from demeanor.judges import make_judges
 from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
 from demeanor.objectives import OBJECTIVES
 from demeanor.pairs import read_pairs
+from demeanor.promises import prefill_of
 from demeanor.prove.power import power_notes
 from demeanor.records import DroppedRow, PreferencePair, Probe, content_id
 from demeanor.settings import apply_overrides
@@ -47,13 +48,35 @@ class Plan:
 
     @property
     def power(self) -> list[str]:
-        """Lines for the user: the limits that so few probes cannot show."""
-        return power_notes(self.contract, self.probes)
+        """Lines for the user: the limits that these probes cannot show."""
+        return power_notes(self.contract, self.probes) + _too_short(self.contract, self.tokenizer, self.probes)
 
     @property
     def identity(self) -> dict[str, str]:
         """What the numbers depend on besides the contract: the model's files, and how it renders a conversation."""
         return _identity(self.source, self.tokenizer)
+
+
+def _too_short(contract: Contract, tokenizer: Tokenizer, probes: list[Probe]) -> list[str]:
+    """One line a limit under prefill for which violating replies are too short: it fails, as evidence is missing."""
+    notes = []
+    for name, promise in contract.promises.items():
+        own = [probe for probe in probes if probe.behaviour == name]
+        numbers = {limit.measure: prefill_of(limit.measure) for limit in promise.limits}
+        lengths = [_longest(tokenizer, probe) for probe in own] if any(numbers.values()) else []
+        for measure, number in numbers.items():
+            short = sum(length <= number for length in lengths) if number else 0
+            if short:
+                notes.append(
+                    f"{name}: {measure} has no value for {short:,} of {len(own):,} probes, whose violating replies are "
+                    f"not longer than {number} tokens: its limit cannot hold"
+                )
+    return notes
+
+
+def _longest(tokenizer: Tokenizer, probe: Probe) -> int:
+    """Tokens of the probe's longest violating reply, without its end of turn."""
+    return max((len(tokenizer.reply(probe.prompt, text)) - 1 for text in probe.violating), default=0)
 
 
 def _identity(source: ModelSource, tokenizer: Tokenizer) -> dict[str, str]:

@@ -113,7 +113,7 @@ class Attacker:
                 batch = self._askable(prompt, iter(waiting[:size]), targets, seen, size)
                 waiting = waiting[size:]
             else:
-                edits = (self._edited(best, starts, primed, rng) for _ in range(_TRIES * size))
+                edits = (self._edited(best, starts, primed, rng) for _ in range(_TRIES * size if self.pool else 0))
                 batch = self._askable(prompt, edits, targets, seen, size)
                 if not batch:
                     break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from demeanor.contract import Contract, Limit
-from demeanor.promises import is_counted, is_share
+from demeanor.promises import family, is_counted, is_share
 from demeanor.records import Probe
 
 
@@ -21,8 +21,10 @@ def power_notes(contract: Contract, probes: Sequence[Probe]) -> list[str]:
     for name, promise in contract.promises.items():
         own = [probe for probe in probes if probe.behaviour == name]
         for limit in promise.limits:
-            sampled = limit.measure.endswith("_sampled_rate")
+            sampled = limit.measure.endswith("_sampled_rate") or family(limit.measure) == "violating_prefill_N_rate"
             num = min(len(own), settings.max_sampled_probes) if sampled else len({p.cluster or p.id for p in own})
+            if limit.measure == "violating_adaptive_mass":
+                num = min(len(own), settings.adaptive.max_probes)
             if not num or (sampled and not settings.samples):
                 continue
             confidence = limit.confidence or settings.confidence
