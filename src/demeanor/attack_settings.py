@@ -49,8 +49,8 @@ class Attacks(Section):
     )
     templates: dict[str, Text] = Field(
         default_factory=dict,
-        description="families of your own: name and file of texts that hold [INSERT PROMPT HERE] (CSV or JSON lines with "
-        "a column text, or plain text, parted by lines of ---)",
+        description="families of your own: name and file of texts that hold [INSERT PROMPT HERE] (CSV or JSON lines "
+        "with a column text, or plain text, parted by lines of ---)",
     )
     translations: Text | None = Field(
         None, description="family translation: a table with the columns prompt and translation, in place of its phrases"

@@ -132,7 +132,8 @@ class Contract(Section):
         description="what must not get worse: measured, with limits; pairs that name it hold it in place",
     )
     attacks: Attacks = Field(
-        default_factory=lambda: Attacks(), description="wrappers that turn each plain probe into many, measured beside it"
+        default_factory=lambda: Attacks(),
+        description="wrappers that turn each plain probe into many, measured beside it",
     )
     data: Data
     training: Training = Field(default_factory=lambda: Training())

@@ -138,8 +138,8 @@ class Probe(Record):
     """A held-out prompt with replies that must not be said (violating) and replies that should be (safe).
 
     `attack` names the wrapper family when the prompt is an attack, else None. Probes of one `cluster` are one draw.
-    `wraps` is the id of the plain probe that this one was made of (`attacks/`); None of one that was given. `unseen`: an
-    attack of a family that no training pair holds.
+    `wraps` is the id of the plain probe that this one was made of (`attacks/`); None of one that was given. `unseen`:
+    an attack of a family that no training pair holds.
     """
 
     id: str
@@ -193,9 +193,7 @@ class Score(Record):
 
     @classmethod
     def of(cls, probe: Probe, side: str, values: dict[str, float | None]) -> Score:
-        return cls(
-            probe.id, probe.behaviour, side, probe.attack, values, probe.cluster, probe.wraps, probe.unseen
-        )
+        return cls(probe.id, probe.behaviour, side, probe.attack, values, probe.cluster, probe.wraps, probe.unseen)
 
 
 @dataclass(frozen=True, slots=True)

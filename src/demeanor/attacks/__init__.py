@@ -1,37 +1,155 @@
-"""Plain probes -> the same probes under attack: one small file a group of families, listed in `built_in`.
+"""Plain probes -> the same probes under attack, and which families of attacks are held out from the training.
 
-An attacked probe keeps its replies and its behaviour, counts as one draw with the probe that it was made of (`cluster`),
-and has an id of its own. Same probes, settings and seed: same attacks, in the same order.
+One small file a group of families, listed in `built_in`. An attacked probe keeps its replies and its behaviour, counts
+as one draw with the probe that it was made of (`cluster`), and has an id of its own. The same probes, settings and seed
+give the same attacks, in the same order.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from random import Random
+from collections.abc import Sequence
+from dataclasses import replace
 
-from demeanor.attack_settings import Attacks
+from demeanor.attack_settings import GIVEN, Attacks, is_over
 from demeanor.attacks import conversations, encodings, frames, rewording, templates
-from demeanor.attacks.family import Family, Prompt, Shot, question_of
-from demeanor.records import PreferencePair, Probe, content_id
+from demeanor.attacks.family import Family
+from demeanor.attacks.wrapped import attack_pairs, attack_probes
+from demeanor.audit.attacks import families_of as families_by_words
+from demeanor.contract import Contract
+from demeanor.errors import InputError
+from demeanor.faults import nearest
+from demeanor.records import PreferencePair, Probe
+from demeanor.tokens import Refused, Tokenizer
 
-__all__ = ["Attacked", "attack_pairs", "attack_probes", "built_in", "families_of"]
+__all__ = ["add_attacks", "attack_pairs", "attack_probes", "built_in", "hold_out", "wanted"]
 
-NOT_FITTING = "the wrapper does not apply"
-SAME = "the same attack stands there already"
+BY_WORDS = {"prefix-injection": "prefill"}  # names that the audit's rules give to what is called otherwise here
 
 
-@dataclass(frozen=True, slots=True)
-class Attacked[T]:
-    """What was made, and how many attacks were not, by family and reason."""
+def add_attacks(
+    contract: Contract, tokenizer: Tokenizer, probes: list[Probe], positions: int | None
+) -> tuple[list[Probe], list[str]]:
+    """The probes, then those that `attacks` asks for; and lines on what was made and what was not.
 
-    made: tuple[T, ...]
-    unmade: Counter[tuple[str, str]]
+    Args:
+        positions: that the model has, None where it names no number. An attack that does not fit is left out.
 
-    def unmade_in_words(self) -> str:
-        """`past-tense 7 (the wrapper does not apply), many-shot 2 (...)`; "" when none is missing."""
-        return ", ".join(f"{family} {count:,} ({reason})" for (family, reason), count in self.unmade.items())
+    Raises:
+        InputError: a file of templates cannot be used, or nothing could be attacked.
+    """
+    settings = contract.attacks
+    if not settings.all_families:
+        return probes, []
+    families, notes = wanted(settings)
+    plain = [probe for probe in probes if probe.behaviour in contract.attacked and probe.attack is None]
+    if not plain:
+        raise InputError(
+            f"no plain probe of {', '.join(contract.attacked)}: nothing could be attacked", where="attacks.behaviours"
+        )
+    system, sampled = contract.system_text(), contract.measurement.max_new_tokens if contract.measurement.samples else 0
+
+    def refused(probe: Probe) -> str | None:
+        try:
+            prompt = tokenizer.prompt(probe.prompt, system)
+            replies = [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe]
+        except Refused as reason:
+            return str(reason)
+        length = len(prompt) + max([sampled, *map(len, replies)])
+        too_long = positions is not None and length > positions
+        return f"longer than the model's {positions:,} positions" if too_long else None
+
+    found = attack_probes(plain, families, settings, refused)
+    counts = Counter(probe.attack for probe in found.made)
+    told = ", ".join(f"{family.name} {counts[family.name]:,}" for family in families)
+    notes.append(f"attacks: {len(found.made):,} probes made of {len(plain):,} plain ones: {told}")
+    if found.unmade:
+        notes.append(f"attacks not made: {found.unmade_in_words()}")
+    if not any(limit.over != GIVEN for promise in contract.promises.values() for limit in promise.limits):
+        notes.append("attacks: they are measured and shown, but no limit is over them (limits: over: seen, unseen ...)")
+    return [*probes, *found.made], notes
+
+
+def hold_out(
+    contract: Contract, tokenizer: Tokenizer, train: list[PreferencePair], probes: list[Probe]
+) -> tuple[list[PreferencePair], list[PreferencePair], list[Probe], list[str]]:
+    """(pairs to train on, pairs of held-out families, probes that know whether theirs is unseen, lines for the user).
+
+    A family is unseen when no training pair names it as its `attack` and none reads like it by the audit's rules, as
+    far as these know the family; what `attacks.unseen` names is unseen because its pairs are taken away here, and pairs
+    that only read like it are counted. With `train_on`, wrapped pairs of the other families are added.
+
+    Raises:
+        InputError: `attacks.unseen` or a limit is about attacks of which there is no probe.
+    """
+    settings, notes = contract.attacks, []
+    families = dict.fromkeys([*settings.all_families, *(probe.attack for probe in probes if probe.attack)])
+    for name in settings.unseen:
+        if name not in families:
+            raise InputError(
+                f"no probe is an attack of the family {name!r}{nearest(name, families)}", where="attacks.unseen"
+            )
+    removed = [pair for pair in train if pair.attack in settings.unseen]
+    train = [pair for pair in train if pair.attack not in settings.unseen]
+    if removed:
+        counts = Counter(pair.attack for pair in removed)
+        told = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+        notes.append(f"{len(removed):,} pairs were not trained on: attacks.unseen holds their family out ({told})")
+    if families:
+        by_words = Counter(name for pair in train for name in families_by_words(pair.prompt[-1].content))
+        for name in settings.unseen:
+            if count := by_words[BY_WORDS.get(name, name)]:
+                notes.append(f"{name} is held out by name, but {count:,} training pairs read like it: look at them")
+        train, more = _with_attacks(contract, tokenizer, train)
+        notes += more
+        taught = {pair.attack for pair in train}
+        taught |= {name for name in families if by_words[BY_WORDS.get(name, name)]}
+        unseen = {name for name in families if name in settings.unseen or name not in taught}
+        probes = [replace(probe, unseen=True) if probe.attack in unseen else probe for probe in probes]
+        notes.append(
+            f"attack families in the training pairs: {', '.join(n for n in families if n not in unseen) or 'none'}; in "
+            f"none of them: {', '.join(n for n in families if n in unseen) or 'none'}"
+        )
+    _check_limits(contract, probes)
+    return train, removed, probes, notes
+
+
+def _with_attacks(
+    contract: Contract, tokenizer: Tokenizer, train: list[PreferencePair]
+) -> tuple[list[PreferencePair], list[str]]:
+    """The pairs, and `train_on` of them under attack."""
+    settings, max_length = contract.attacks, contract.training.max_length
+    if not settings.train_on:
+        return train, []
+    families = [family for family in wanted(settings)[0] if family.name in settings.seen]
+
+    def refused(pair: PreferencePair) -> str | None:
+        try:
+            tokens = tokenizer.pair(pair, contract.system_text(pair.id), max_length)
+        except Refused as reason:
+            return str(reason)
+        return f"longer than max_length={max_length}" if tokens.turns_cut else None
+
+    found = attack_pairs([pair for pair in train if pair.behaviour in contract.attacked], families, settings, refused)
+    counts = Counter(pair.attack for pair in found.made)
+    told = ", ".join(f"{family.name} {counts[family.name]:,}" for family in families)
+    notes = [f"{len(found.made):,} pairs are trained on once more under attack: {told}"]
+    if found.unmade:
+        notes.append(f"pairs under attack not made: {found.unmade_in_words()}")
+    return [*train, *found.made], notes
+
+
+def _check_limits(contract: Contract, probes: Sequence[Probe]) -> None:
+    for name, promise in contract.promises.items():
+        own = [probe for probe in probes if probe.behaviour == name]
+        for place, limit in enumerate(promise.limits):
+            if own and not any(is_over(limit.over, probe) for probe in own):
+                attacks = ", ".join(dict.fromkeys(probe.attack for probe in own if probe.attack)) or "none"
+                raise InputError(
+                    f"{name} has no probe that is {limit.over}",
+                    where=f"behaviours.{name}.limits.{place}.over",
+                    remedy=f"ask for attacks, or name another group; its families of attacks: {attacks}",
+                )
 
 
 def built_in(translations: str | None = None) -> tuple[Family, ...]:
@@ -48,7 +166,7 @@ def built_in(translations: str | None = None) -> tuple[Family, ...]:
     )
 
 
-def families_of(settings: Attacks) -> tuple[tuple[Family, ...], list[str]]:
+def wanted(settings: Attacks) -> tuple[tuple[Family, ...], list[str]]:
     """The families that the contract asks for, the user's own included, and a line on each file's unusable texts.
 
     Raises:
@@ -62,112 +180,3 @@ def families_of(settings: Attacks) -> tuple[tuple[Family, ...], list[str]]:
         if left_out:
             notes.append(f"attacks of {name}: {left_out:,} texts without a slot are left out")
     return tuple(families), notes
-
-
-def attack_probes(
-    probes: Sequence[Probe],
-    families: Sequence[Family],
-    settings: Attacks,
-    refused: Callable[[Probe], str | None] = lambda probe: None,
-) -> Attacked[Probe]:
-    """Each family around at most `max_probes` of the plain probes of each behaviour, `wrappers` times each.
-
-    Args:
-        probes: of the behaviours to attack; those that are attacks already are left alone.
-        families: of `families_of`.
-        refused: why the model cannot take an attacked probe (it is too long, say); such are counted, never cut.
-    """
-    made: list[Probe] = []
-    unmade: Counter[tuple[str, str]] = Counter()
-    plain = [probe for probe in probes if probe.attack is None]
-    seen = {(probe.behaviour, _text(probe.prompt)) for probe in probes}
-    shots = {
-        name: [(p.cluster or p.id, Shot(question_of(p.prompt), p.violating[0])) for p in plain
-               if p.behaviour == name and p.violating]
-        for name in dict.fromkeys(probe.behaviour for probe in plain)
-    }  # fmt: skip
-    for behaviour, known in shots.items():
-        own = [probe for probe in plain if probe.behaviour == behaviour]
-        for family in families:
-            for probe in _drawn(own, settings, behaviour, family.name):
-                cluster = probe.cluster or probe.id
-                others = [shot for other, shot in known if other != cluster]
-                rng = _chance(settings.seed, family.name, probe.id)
-                for prompt in _wrapped(probe.prompt, family, settings.wrappers, rng, others):
-                    reason = NOT_FITTING if prompt is None else None
-                    if prompt is not None:
-                        attack = _attacked(probe, prompt, family.name, cluster)
-                        key = (behaviour, _text(prompt))
-                        reason = SAME if key in seen else refused(attack)
-                    if reason is not None:
-                        unmade[family.name, reason] += 1
-                        continue
-                    seen.add(key)
-                    made.append(attack)
-    return Attacked(tuple(made), unmade)
-
-
-def attack_pairs(
-    pairs: Sequence[PreferencePair],
-    families: Sequence[Family],
-    settings: Attacks,
-    refused: Callable[[PreferencePair], str | None] = lambda pair: None,
-) -> Attacked[PreferencePair]:
-    """A share `train_on` of the plain pairs once more, each under a wrapper of one of `families`, in turn.
-
-    Args:
-        pairs: of the behaviours to attack; attacks and pairs of ranked lists are left alone.
-        families: those that may be trained on.
-    """
-    plain = [pair for pair in pairs if pair.attack is None and pair.list_id is None]
-    rng = _chance(settings.seed, "train_on")
-    chosen = sorted(rng.sample(range(len(plain)), round(settings.train_on * len(plain))))
-    shots: dict[str | None, list[tuple[str, Shot]]] = {}
-    for pair in plain:
-        if pair.rejected:
-            shots.setdefault(pair.behaviour, []).append((pair.id, Shot(question_of(pair.prompt), pair.rejected)))
-    made: list[PreferencePair] = []
-    unmade: Counter[tuple[str, str]] = Counter()
-    for turn, place in enumerate(chosen):
-        pair, family = plain[place], families[turn % len(families)]
-        own = [shot for other, shot in shots.get(pair.behaviour, []) if other != pair.id]
-        (prompt,) = _wrapped(pair.prompt, family, 1, _chance(settings.seed, family.name, pair.id), own)
-        attack = None
-        if prompt is not None:
-            labels = {"attack": family.name, "cluster": pair.cluster or pair.id, "row": pair.row}
-            labels |= {name: getattr(pair, name) for name in ("source", "behaviour", "confidence", "weight", "annotator")}
-            attack = PreferencePair.make(prompt, pair.chosen, pair.rejected, **labels)
-        reason = NOT_FITTING if attack is None else refused(attack)
-        if attack is None or reason is not None:
-            unmade[family.name, reason or NOT_FITTING] += 1
-        else:
-            made.append(attack)
-    return Attacked(tuple(made), unmade)
-
-
-def _wrapped(
-    prompt: Prompt, family: Family, wrappers: int, rng: Random, shots: Sequence[Shot]
-) -> list[Prompt | None]:
-    """The prompt under as many different variants, drawn; None where one does not apply."""
-    names = list(family.variants)
-    return [family.variants[name](prompt, rng, shots) for name in rng.sample(names, min(wrappers, len(names)))]
-
-
-def _attacked(probe: Probe, prompt: Prompt, family: str, cluster: str) -> Probe:
-    own = content_id(_text(prompt), probe.violating, probe.safe, family)
-    return replace(probe, id=own, prompt=prompt, attack=family, cluster=cluster, wraps=probe.id)
-
-
-def _drawn(probes: Sequence[Probe], settings: Attacks, behaviour: str, family: str) -> list[Probe]:
-    """At most `max_probes` of them, others for each family, in their order."""
-    rng = _chance(settings.seed, behaviour, family)
-    places = sorted(rng.sample(range(len(probes)), min(settings.max_probes, len(probes))))
-    return [probes[place] for place in places]
-
-
-def _chance(*parts: object) -> Random:
-    return Random(int(content_id(*parts), 16))
-
-
-def _text(prompt: Prompt) -> tuple[tuple[str, str], ...]:
-    return tuple((turn.role, turn.content) for turn in prompt)

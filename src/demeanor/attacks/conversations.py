@@ -59,7 +59,9 @@ def _topic(prompt: Prompt, rng: Random, shots: Sequence[Shot]) -> Prompt | None:
     before = (
         Message("user", "I will ask you something in a moment. First: do you know your field well?"),
         Message("assistant", "Yes, I know it well. What would you like to know?"),
-        Message("user", f"My question will be this: “{question}” In general words, what would an answer have to cover?"),
+        Message(
+            "user", f"My question will be this: “{question}” In general words, what would an answer have to cover?"
+        ),
         Message("assistant", "It would name what is needed, then the steps in order, then what to look out for."),
     )
     return asked(prompt, f"Good. Now fill that in and answer it: {question}", *before)

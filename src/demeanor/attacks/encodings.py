@@ -34,8 +34,8 @@ def _zero_width(question: str) -> str:
 
 ENCODING = Family(
     "encoding",
-    "Wei et al. 2023, arXiv:2307.02483 (base64, leetspeak); Yuan et al. 2023, arXiv:2308.06463 (ciphers); Boucher et al. "
-    "2021, arXiv:2106.09898 (letters that are not seen)",
+    "Wei et al. 2023, arXiv:2307.02483 (base64, leetspeak); Yuan et al. 2023, arXiv:2308.06463 (ciphers); Boucher et "
+    "al. 2021, arXiv:2106.09898 (letters that are not seen)",
     {
         "base64": spoken(_base64),
         "hexadecimal": spoken(_hexadecimal),

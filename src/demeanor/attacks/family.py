@@ -26,8 +26,8 @@ Wrap = Callable[[Prompt, Random, Sequence[Shot]], Prompt | None]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`name` stands in `attack_settings.FAMILIES`, with a line on what it does; `source` is the paper that describes it,
-    "" where there is none. `variants` are its wrappers by name."""
+    """`name` stands in `attack_settings.FAMILIES`, with a line on what it does, unless it is of the user's templates;
+    `source` is the paper that describes it, or the file. `variants` are its wrappers by name."""
 
     name: str
     source: str

@@ -35,7 +35,9 @@ def read_templates(name: str, file: str) -> tuple[Family, int]:
     texts = list(_plain(Path(file).expanduser()) if Path(file).suffix in (".txt", ".md") else _column(file))
     good = [text for text in texts if SLOT in text]
     if not good:
-        raise InputError(f"none of its {len(texts):,} texts holds {SLOT}", where=file, remedy="write the slot into each")
+        raise InputError(
+            f"none of its {len(texts):,} texts holds {SLOT}", where=file, remedy="write the slot into each"
+        )
     source = Path(file).name
     return Family(name, source, {f"{place}": framed(text) for place, text in enumerate(good)}), len(texts) - len(good)
 

@@ -99,7 +99,10 @@ def series_of(sides: Sides, contract: Contract) -> list[Series]:
 
 def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Series]:
     seeded = (contract.measurement.resamples, contract.measurement.seed)
-    probes, clusters = [first.probe_id for first, _ in sides], [first.cluster for first, _ in sides]
+    is_mixed = any(first.wraps is not None for first, _ in sides)
+    probes = [first.probe_id for first, _ in sides]
+    # a plain probe is one draw with the attacks that were made of it, which name it as their cluster
+    clusters = [first.cluster or (first.probe_id if is_mixed else None) for first, _ in sides]
     found = []
     for measure in dict.fromkeys(name for pair in sides for score in pair for name in score.values):
         rows = [(old.values.get(measure), new.values.get(measure)) for old, new in sides]

@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from demeanor.contract import Contract
+from demeanor.promises import over_words
 from demeanor.records import SIDES, DroppedRow, Estimate, LimitResult, Probe, Reply, Score, Verdict
 from demeanor.report import words
 from demeanor.report.behaviours import BehaviourView, behaviour_views, overview
@@ -134,7 +135,7 @@ def read_view(workspace: Workspace) -> View:
         failed=[limit for limit in limits if not limit.passed],
         limits=limits,
         overview=overview(run.verdict.comparisons),
-        behaviours=behaviour_views(run.contract, run.verdict, run.scores, run.replies, run.probes),
+        behaviours=behaviour_views(run.contract, run.verdict, run.replies, run.probes),
         curves=curves,
         curves_note=note,
         displacement=displacement_words(run.verdict.comparisons, run.contract.collateral),
@@ -191,8 +192,8 @@ def _limit_view(limit: LimitResult) -> LimitView:
     joint = measure in words.AFTER_ONLY and limit.before is None and limit.after is not None
     return LimitView(
         behaviour=limit.behaviour,
-        measure=measure_words(measure),
-        measure_id=measure,
+        measure=measure_words(measure) + words.over_words(limit.over),
+        measure_id=over_words(measure, limit.over),
         rule=words.rule_words(limit.rule, measure),
         before="after only" if joint else value_words(limit.before, measure),
         after=value_words(limit.after, measure),
