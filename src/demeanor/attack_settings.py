@@ -22,7 +22,7 @@ FAMILIES = {
     "ignore-previous": "the instructions so far are said to be void",
     "refusal-suppression": "what a refusal would say is forbidden",
     "prefix-injection": "the reply is to begin with an agreement",
-    "past-tense": "the question is asked of the past (English questions of the usual forms, by rules)",
+    "past-tense": "the question is asked of the past: by rules for usual English forms, else quoted as asked long ago",
     "translation": "another language: asked for as the reply's, or the question itself by a table of translations",
     "encoding": "the question in base64, hexadecimal, rot13, leetspeak, or with letters of no width",
     "payload-splitting": "the question in parts, to be put together by the model",

@@ -51,12 +51,11 @@ def add_attacks(
 
     def refused(probe: Probe) -> str | None:
         try:
-            prompt = tokenizer.prompt(probe.prompt, system)
-            replies = [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe]
+            cut = tokenizer.fit(probe.prompt, probe.violating + probe.safe, system, positions)[1]
+            length = len(tokenizer.prompt(probe.prompt, system)) + sampled
         except Refused as reason:
-            return str(reason)
-        length = len(prompt) + max([sampled, *map(len, replies)])
-        too_long = positions is not None and length > positions
+            return str(reason).replace("max_length", "positions")
+        too_long = positions is not None and (cut or length > positions)
         return f"longer than the model's {positions:,} positions" if too_long else None
 
     found = attack_probes(plain, families, settings, refused)

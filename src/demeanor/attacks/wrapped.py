@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from demeanor.attack_settings import Attacks
 from demeanor.attacks.family import Family, Prompt, Shot, question_of
@@ -60,17 +61,13 @@ def attack_probes(
                 cluster = probe.cluster or probe.id
                 others = [shot for other, shot in known if other != cluster]
                 rng = _chance(settings.seed, family.name, probe.id)
-                for prompt in _wrapped(probe.prompt, family, settings.wrappers, rng, others):
-                    attack = None if prompt is None else _attacked(probe, prompt, family.name, cluster)
-                    reason = NOT_FITTING
-                    if attack is not None:
-                        key = (behaviour, _text(attack.prompt))
-                        reason = SAME if key in seen else refused(attack) or ""
-                        seen.add(key)
-                    if attack is None or reason:
-                        unmade[family.name, reason] += 1
-                    else:
-                        made.append(attack)
+                taken = partial(
+                    _attack_of, probe=probe, family=family.name, cluster=cluster, seen=seen, refused=refused
+                )
+                attacks, reasons = _wrapped(probe.prompt, family, settings.wrappers, rng, others, taken)
+                seen.update((attack.behaviour, _text(attack.prompt)) for attack in attacks)
+                made += attacks
+                unmade.update((family.name, reason) for reason in reasons)
     return Attacked(tuple(made), unmade)
 
 
@@ -98,26 +95,55 @@ def attack_pairs(
     for turn, place in enumerate(chosen):
         pair, family = plain[place], families[turn % len(families)]
         own = [shot for other, shot in shots.get(pair.behaviour, []) if other != pair.id]
-        (prompt,) = _wrapped(pair.prompt, family, 1, _chance(settings.seed, family.name, pair.id), own)
-        attack = None
-        if prompt is not None:
-            labels = {"attack": family.name, "cluster": pair.cluster or pair.id, "row": pair.row}
-            labels |= {
-                name: getattr(pair, name) for name in ("source", "behaviour", "confidence", "weight", "annotator")
-            }
+        labels = {"attack": family.name, "cluster": pair.cluster or pair.id, "row": pair.row}
+        labels |= {name: getattr(pair, name) for name in ("source", "behaviour", "confidence", "weight", "annotator")}
+
+        def taken(prompt: Prompt, pair: PreferencePair = pair, labels: Any = labels) -> PreferencePair | str:
             attack = PreferencePair.make(prompt, pair.chosen, pair.rejected, **labels)
-        reason = NOT_FITTING if attack is None else refused(attack)
-        if attack is None or reason is not None:
-            unmade[family.name, reason or NOT_FITTING] += 1
-        else:
-            made.append(attack)
+            return refused(attack) or attack
+
+        rng = _chance(settings.seed, family.name, pair.id)
+        attacks, reasons = _wrapped(pair.prompt, family, 1, rng, own, taken)
+        made += attacks
+        unmade.update((family.name, reason) for reason in reasons)
     return Attacked(tuple(made), unmade)
 
 
-def _wrapped(prompt: Prompt, family: Family, wrappers: int, rng: Random, shots: Sequence[Shot]) -> list[Prompt | None]:
-    """The prompt under as many different variants, drawn; None where one does not apply."""
-    names = list(family.variants)
-    return [family.variants[name](prompt, rng, shots) for name in rng.sample(names, min(wrappers, len(names)))]
+def _wrapped(
+    prompt: Prompt,
+    family: Family,
+    wrappers: int,
+    rng: Random,
+    shots: Sequence[Shot],
+    taken: Callable[[Prompt], T | str],
+) -> tuple[list[T], list[str]]:
+    """So many different variants around the prompt, drawn from those that can be taken; and of each that is missing the
+    reason. `taken` makes the attack of a wrapped prompt, or says why not."""
+    made: list[T] = []
+    reasons: list[str] = []
+    for name in rng.sample(list(family.variants), len(family.variants)):
+        wrapped = family.variants[name](prompt, rng, shots)
+        found = NOT_FITTING if wrapped is None else taken(wrapped)
+        if isinstance(found, str):
+            reasons.append(found)
+        else:
+            made.append(found)
+        if len(made) == wrappers:
+            break
+    return made, reasons[: max(0, min(wrappers, len(family.variants)) - len(made))]
+
+
+def _attack_of(
+    prompt: Prompt,
+    *,
+    probe: Probe,
+    family: str,
+    cluster: str,
+    seen: set[tuple[str, Any]],
+    refused: Callable[[Probe], str | None],
+) -> Probe | str:
+    attack = _attacked(probe, prompt, family, cluster)
+    return SAME if (attack.behaviour, _text(prompt)) in seen else refused(attack) or attack
 
 
 def _attacked(probe: Probe, prompt: Prompt, family: str, cluster: str) -> Probe:
