@@ -37,6 +37,7 @@ COMMON = (
     "measurement.samples=4",
     "measurement.temperature=1.0",
     "measurement.max_sampled_probes=16",
+    "measurement.max_new_tokens=16",  # how a reply begins decides
 )
 ARMS = {"as it ships": (), "with wrapped pairs": (f"attacks.train_on={TRAIN_ON}",)}
 BAD, SAMPLED = "violating_opening_mass", "violating_sampled_rate"
