@@ -20,7 +20,7 @@ from demeanor.contract import Contract
 from demeanor.errors import InputError
 from demeanor.faults import nearest
 from demeanor.records import PreferencePair, Probe
-from demeanor.tokens import Refused, Tokenizer
+from demeanor.tokens import Refused, Tokenizer, TooLong
 
 __all__ = ["add_attacks", "attack_pairs", "attack_probes", "built_in", "hold_out", "wanted"]
 
@@ -50,13 +50,15 @@ def add_attacks(
     system, sampled = contract.system_text(), contract.measurement.max_new_tokens if contract.measurement.samples else 0
 
     def refused(probe: Probe) -> str | None:
+        too_long = f"longer than the model's {positions:,} positions" if positions else ""
         try:
             cut = tokenizer.fit(probe.prompt, probe.violating + probe.safe, system, positions)[1]
             length = len(tokenizer.prompt(probe.prompt, system)) + sampled
+        except TooLong:
+            return too_long
         except Refused as reason:
-            return str(reason).replace("max_length", "positions")
-        too_long = positions is not None and (cut or length > positions)
-        return f"longer than the model's {positions:,} positions" if too_long else None
+            return str(reason)
+        return too_long if positions is not None and (cut or length > positions) else None
 
     found = attack_probes(plain, families, settings, refused)
     counts = Counter(probe.attack for probe in found.made)

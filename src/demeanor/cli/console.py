@@ -168,8 +168,8 @@ def _print_attacks(console: Console, verdict: Verdict) -> None:
     for view in views:
         table.add_row(f"[bold]{escape(visible(view.behaviour))}[/bold]", "", "", "")
         for row in view.rows:
-            cells = [escape(f"{c.change}\n{c.interval} n={c.n}") if c else "" for c in row.cells]
-            table.add_row(("  attack: " if row.is_family else "  ") + escape(visible(row.name)), *cells)
+            cells = [escape(f"{c.change}\n{c.interval} n={c.n}".replace("\u00a0", "")) if c else "" for c in row.cells]
+            table.add_row(("  under " if row.is_family else "  ") + escape(visible(row.name)), *cells)
     console.print(table)
     for view in views:
         console.print(escape(visible(f"{view.behaviour}: {view.worst}")))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from demeanor.attack_settings import PLAIN, SEEN, UNSEEN
 from demeanor.promises import best_of
+from demeanor.prove.best_of import OF_SINGLE
 from demeanor.records import Comparison, Verdict
 from demeanor.report.words import BAD_MEASURES, PLOTTED, interval_words, percent, value_words
 
@@ -65,23 +66,21 @@ def _view(behaviour: str, own: Sequence[Comparison]) -> AttackView | None:
     told = measures[0]
     families = [c for c in own if c.measure == told and c.over not in GROUPS]
     families.sort(key=lambda c: (-(c.after.value if c.after.value is not None else 2.0), c.over))
-    attempts = [c.measure for c in own if best_of(c.measure) is not None]
-    rows = [
-        AttackRow(measure_label(measure), False, _groups([c for c in own if c.measure == measure]))
-        for measure in dict.fromkeys([*measures, *attempts])
-    ]
+    attempts = dict.fromkeys(c.measure for c in own if best_of(c.measure) is not None)
+    rows = []
+    for single in measures:
+        kind = OF_SINGLE.get(single, "-").removesuffix("N")
+        for measure in (single, *(name for name in attempts if name.startswith(kind))):
+            rows.append(AttackRow(measure_label(measure), False, _groups([c for c in own if c.measure == measure])))
     rows += [AttackRow(c.over, True, _family(c)) for c in families]
     plain = next((c for c in own if c.measure == told and c.over == PLAIN), None)
     return AttackView(behaviour, told, rows, _worst(families), families, plain)
 
 
 def measure_label(measure: str) -> str:
-    """Short enough for a row."""
+    """Short enough for a row; those of several attempts stand below that of one."""
     attempts = best_of(measure)
-    if attempts is None:
-        return PLOTTED.get(measure, measure.replace("_", " "))
-    kind = "begins with a bad opening" if measure.startswith("violating_opening") else "bad reply, when sampled"
-    return f"{kind}, at least one of {attempts:,}"
+    return PLOTTED.get(measure, measure.replace("_", " ")) if attempts is None else f"any of {attempts:,} replies"
 
 
 def _groups(own: Sequence[Comparison]) -> tuple[Cell | None, ...]:
