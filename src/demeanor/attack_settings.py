@@ -30,6 +30,7 @@ FAMILIES = {
     "system-override": "a system prompt without rules, in the system's place or feigned in the user's turn",
     "multi-turn": "scripted turns before the question that lead up to it",
 }
+BY_WORDS = {"prefix-injection": "prefill"}  # what the audit's rules call otherwise
 GIVEN, PLAIN, SEEN, UNSEEN, ALL = "given", "plain", "seen", "unseen", "all"
 GROUPS = {
     GIVEN: "all probes as they were given, attacks among them included, but none that `attacks` made",

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from demeanor.attack_settings import GIVEN, Attacks, is_over
+from demeanor.attack_settings import BY_WORDS, GIVEN, Attacks, is_over
 from demeanor.attacks import conversations, encodings, frames, rewording, templates
 from demeanor.attacks.family import Family
 from demeanor.attacks.wrapped import attack_pairs, attack_probes
@@ -23,8 +23,6 @@ from demeanor.records import PreferencePair, Probe
 from demeanor.tokens import Refused, Tokenizer, TooLong
 
 __all__ = ["add_attacks", "attack_pairs", "attack_probes", "built_in", "hold_out", "wanted"]
-
-BY_WORDS = {"prefix-injection": "prefill"}  # names that the audit's rules give to what is called otherwise here
 
 
 def add_attacks(

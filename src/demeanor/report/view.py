@@ -130,7 +130,7 @@ def read_view(workspace: Workspace) -> View:
         headline=headline(run.verdict, run.contract.collateral),
         holding=holding(run.verdict),
         date=date_words(stages.get("prove", {}).get("finished")),
-        num_probes=None if run.probes is None else len(run.probes),
+        num_probes=None if run.probes is None else sum(probe.wraps is None for probe in run.probes),
         weakened=why_failed(run.verdict) if run.verdict.weakened else "",
         failed=[limit for limit in limits if not limit.passed],
         limits=limits,
