@@ -17,7 +17,7 @@ from demeanor.plan import Plan, plan_run
 from demeanor.prove import fixed_limits, prove_contract, prove_no_regression
 from demeanor.prove.gate import weakened_limits
 from demeanor.prove.power import power_notes
-from demeanor.records import Message, Probe, Score, Verdict
+from demeanor.records import Message, PreferencePair, Probe, Score, Verdict
 from demeanor.report.summaries import junit_xml, markdown_text
 from demeanor.report.under_attack import attack_views
 from demeanor.starter import starter_file
@@ -242,3 +242,23 @@ def test_the_number_of_probes_that_a_limit_needs_is_that_of_its_group() -> None:
     wide = asked.model_copy(update={"measurement": asked.measurement.model_copy(update={"max_sampled_probes": 500})})
     (note,) = power_notes(wide, probes)
     assert note.startswith("tone: 30 probes cannot show violating_sampled_rate[unseen]")
+
+
+def test_a_reward_model_is_asked_of_no_attack_that_is_longer_than_its_pairs(
+    llama: Path, pairs: Path, tmp_path: Path
+) -> None:
+    asked = contract(
+        llama, pairs, limits=[{"measure": "reward_accuracy", "min": 0}], families=["multi-turn", "encoding"]
+    )
+    data = asked.model_dump(mode="json", exclude_none=True)
+    data["training"] = {"objective": "reward", "max_length": 96}
+    plan = plan_run(build_contract(data), Workspace(tmp_path / "run"))
+    (note,) = (note for note in plan.notes if note.startswith("attacks not made"))
+    assert "longer than max_length=96" in note
+    made = [probe for probe in plan.probes if probe.wraps]
+    assert made and all(len(plan.tokenizer.pair(_pair(probe), None, 96).prompt_ids) <= 96 for probe in made)
+    assert not any(plan.tokenizer.pair(_pair(probe), None, 96).turns_cut for probe in made)
+
+
+def _pair(probe: Probe) -> PreferencePair:
+    return PreferencePair.make(probe.prompt, probe.safe[0], probe.violating[0])

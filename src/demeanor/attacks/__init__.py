@@ -19,6 +19,7 @@ from demeanor.audit.attacks import families_of as families_by_words
 from demeanor.contract import Contract
 from demeanor.errors import InputError
 from demeanor.faults import nearest
+from demeanor.objectives import OBJECTIVES
 from demeanor.records import PreferencePair, Probe
 from demeanor.tokens import Refused, Tokenizer, TooLong
 
@@ -46,17 +47,20 @@ def add_attacks(
             f"no plain probe of {', '.join(contract.attacked)}: nothing could be attacked", where="attacks.behaviours"
         )
     system, sampled = contract.system_text(), contract.measurement.max_new_tokens if contract.measurement.samples else 0
+    room, longest = positions, contract.training.max_length
+    too_long = f"longer than the model's {room:,} positions" if room else ""
+    if OBJECTIVES[contract.training.objective].trains_reward_model and (room is None or longest < room):
+        room, too_long = longest, f"longer than max_length={longest}"  # it reads no more than it was trained on
 
     def refused(probe: Probe) -> str | None:
-        too_long = f"longer than the model's {positions:,} positions" if positions else ""
         try:
-            cut = tokenizer.fit(probe.prompt, probe.violating + probe.safe, system, positions)[1]
+            cut = tokenizer.fit(probe.prompt, probe.violating + probe.safe, system, room)[1]
             length = len(tokenizer.prompt(probe.prompt, system)) + sampled
         except TooLong:
             return too_long
         except Refused as reason:
             return str(reason)
-        return too_long if positions is not None and (cut or length > positions) else None
+        return too_long if room is not None and (cut or length > room) else None
 
     found = attack_probes(plain, families, settings, refused)
     counts = Counter(probe.attack for probe in found.made)
