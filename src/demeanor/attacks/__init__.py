@@ -99,12 +99,12 @@ def hold_out(
         told = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
         notes.append(f"{len(removed):,} pairs were not trained on: attacks.unseen holds their family out ({told})")
     if families:
+        train, more = _with_attacks(contract, tokenizer, train)
+        notes += more
         by_words = Counter(name for pair in train for name in families_by_words(pair.prompt[-1].content))
         for name in settings.unseen:
             if count := by_words[BY_WORDS.get(name, name)]:
                 notes.append(f"{name} is held out by name, but {count:,} training pairs read like it: look at them")
-        train, more = _with_attacks(contract, tokenizer, train)
-        notes += more
         taught = {pair.attack for pair in train}
         taught |= {name for name in families if by_words[BY_WORDS.get(name, name)]}
         unseen = {name for name in families if name in settings.unseen or name not in taught}
