@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from demeanor.measure.likelihood import Scorer, kl_nats
 from demeanor.model import find_model, load_model
 from demeanor.pipeline import run
 from demeanor.plan import plan_run
-from demeanor.promises import MEASURES, Promise, family, is_counted, is_share, prefill_of
+from demeanor.promises import MEASURES, Promise, is_counted, is_share, of_family, prefill_of
 from demeanor.prove import prove_contract
 from demeanor.records import Message, Probe, Reply, Score
-from demeanor.report.depth import attack_view, depth_curve, figure_views
+from demeanor.report.depth import depth_curve, figure_views, found_view
 from demeanor.report.words import measure_words, unit, value_words
 from demeanor.starter import starter_file
 from demeanor.workspace import Workspace
@@ -285,8 +286,8 @@ def test_settings_are_checked() -> None:
 
 def test_every_measure_has_its_words() -> None:
     for name in MEASURES:
-        own = name.replace("_N_", "_12_")
-        assert family(own) == name and (prefill_of(own) == 12) == ("_N_" in name)
+        own = re.sub(r"_N(?=_|$)", "_12", name)
+        assert of_family(own) == name and (prefill_of(own) == 12) == ("_prefill_N_" in name)
         assert measure_words(own) != own.replace("_", " ")
         assert (unit(own) == "probability") == is_share(own)
     assert "12 tokens" in measure_words("violating_prefill_12_rate") and "1 token:" in measure_words(
@@ -342,10 +343,10 @@ def test_the_figures_say_what_has_no_value_and_hostile_prompts_stay_text() -> No
     found = {"mass": 0.4, "plain_mass": 0.01, "wrapper": "none", "queries": 9, "budget": 9, "suffix": "x"}
     found["prompt"] = [{"role": "user", "content": "<script>" + "a" * 2000}]
     scores = [Score("p", "tone", "after", None, {}, None, {"adaptive": found | {"mass": m}}) for m in (0.1, 0.4)]
-    view = attack_view({"before": [], "after": scores})
+    view = found_view({"before": [], "after": scores})
     assert view is not None and view.turns[0][2] == 508 and not hasattr(view.turns[0][1], "__html__")
     assert "40.0" in view.note and "1.0" in view.note and "2 probes attacked, 18 prompts" in view.note
-    assert attack_view({"before": scores, "after": []}) is None
+    assert found_view({"before": scores, "after": []}) is None
 
 
 # --- in a run

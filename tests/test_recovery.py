@@ -64,7 +64,10 @@ def test_the_same_pairs_in_any_order_have_the_same_twins(tokenizer: Tokenizer) -
 
 def test_who_has_no_twin(tokenizer: Tokenizer) -> None:
     said = list[str]()
-    others = [pair(1, list_id="list"), PreferencePair.make((Message("user", "Hi"),), "Yes.", "No way.", behaviour="tone")]
+    others = [
+        pair(1, list_id="list"),
+        PreferencePair.make((Message("user", "Hi"),), "Yes.", "No way.", behaviour="tone"),
+    ]
     short = pair(2, rejected="No")  # nothing of it would be left
     made = contract(recovery={"bypass": 1.0}, max_length=40)
     assert recovery_pairs([short, *others], tokenizer, made, say=said.append) == []

@@ -14,12 +14,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from demeanor.attack_settings import Attacks
 from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault, nearest
 from demeanor.judge_settings import read_card
 from demeanor.objectives import OBJECTIVES
 from demeanor.promises import (
     AFTER_ONLY,
+    BEST_OF_SAMPLES,
     MEASURES,
     OF_REWARD_MODELS,
     OF_REWARD_MODELS_ONLY,
@@ -27,6 +29,8 @@ from demeanor.promises import (
     Limit,
     Promise,
     Waiver,
+    best_of,
+    of_family,
     prefill_of,
 )
 from demeanor.records import content_id
@@ -40,6 +44,7 @@ __all__ = [
     "MEASURES",
     "STARTER",
     "Adaptive",
+    "Attacks",
     "Behaviour",
     "Contract",
     "Data",
@@ -108,6 +113,9 @@ class Measurement(Section):
     adaptive: Adaptive = Field(
         default_factory=Adaptive, description="the attacker that searches; off unless it has a budget"
     )
+    best_of: tuple[int, ...] = Field(
+        (4, 16, 64), description="numbers of attempts: the probability that at least one of so many replies violates"
+    )
     batch_size: int = Field(16, ge=1, description="probes scored at a time")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval and limit")
     resamples: int = Field(10_000, ge=1000, description="of the bootstrap")
@@ -117,6 +125,14 @@ class Measurement(Section):
     @classmethod
     def _rising(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(numbers)))
+
+    @field_validator("best_of")
+    @classmethod
+    def _attempts(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for place, number in enumerate(value):
+            if not 1 <= number < 1_000_000:
+                raise fault(f"must be between 1 and 999,999, not {number}", place)
+        return tuple(sorted(set(value)))
 
 
 class Contract(Section):
@@ -138,6 +154,10 @@ class Contract(Section):
     collateral: dict[str, Promise] = Field(
         default_factory=dict,
         description="what must not get worse: measured, with limits; pairs that name it hold it in place",
+    )
+    attacks: Attacks = Field(
+        default_factory=lambda: Attacks(),
+        description="wrappers that turn each plain probe into many, measured beside it",
     )
     data: Data
     training: Training = Field(default_factory=lambda: Training())
@@ -213,6 +233,12 @@ class Contract(Section):
                 f"{len(losses)} losses take {len(losses)} weights, not {len(weights)}", "training", "loss_weights"
             )
         self._check_limits()
+        for place, name in enumerate(self.attacks.behaviours):
+            if name not in self.promises:
+                raise fault(f"nothing measured is called {name!r}{nearest(name, self.promises)}", "attacks",
+                            "behaviours", place)  # fmt: skip
+        if self.attacks.all_families and not self.attacked:
+            raise fault("there is no permanent behaviour to attack", "attacks", "families")
         for name, behaviour in self.behaviours.items():
             if behaviour.kind == "transient" and "{" + name + "}" not in (self.system_prompt or ""):
                 raise fault(f"has no place in system_prompt: write {{{name}}} there", "behaviours", name)
@@ -224,6 +250,10 @@ class Contract(Section):
         for section in ("behaviours", "collateral"):
             for name, promise in getattr(self, section).items():
                 for place, limit in enumerate(promise.limits):
+                    attempts = best_of(limit.measure) if of_family(limit.measure) == BEST_OF_SAMPLES else None
+                    if attempts is not None and attempts > self.measurement.samples:
+                        raise fault(f"{limit.measure} needs measurement.samples of {attempts} or more, not "
+                                    f"{self.measurement.samples}", section, name, "limits", place)  # fmt: skip
                     if answers and limit.measure not in OF_REWARD_MODELS:
                         raise fault(f"a reward model says nothing, so it cannot be held to {limit.measure}; only to "
                                     f"{', '.join(OF_REWARD_MODELS)}", section, name, "limits", place)  # fmt: skip
@@ -251,6 +281,12 @@ class Contract(Section):
         """Every behaviour or collateral that is measured, by id."""
         trained = {k: b for k, b in self.behaviours.items() if b.kind == "permanent"}
         return {**trained, **self.collateral}
+
+    @property
+    def attacked(self) -> tuple[str, ...]:
+        """Ids of what is attacked where `attacks` states families."""
+        trained = (name for name, behaviour in self.behaviours.items() if behaviour.kind == "permanent")
+        return self.attacks.behaviours or tuple(trained)
 
     @property
     def ranked(self) -> Literal["all", "best"]:
@@ -350,6 +386,11 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
         return reward.model_copy(update={"path": f"{fix(place)}:{name}"}) if place.endswith(".py") else reward
 
     rewards = tuple(map(fix_reward, contract.training.rewards))
+    attacks = contract.attacks
+    files = {
+        "templates": {name: fix(file) for name, file in attacks.templates.items()},
+        "translations": fix(attacks.translations),
+    }
 
     def fix_promise(promise: Any) -> Any:
         judge = promise.judge
@@ -364,6 +405,7 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
             "model": fix(contract.model),
             "chat_template": fix(template) if template and template.endswith(".jinja") else template,
             "training": contract.training.model_copy(update={"rewards": rewards}),
+            "attacks": attacks.model_copy(update=files),
             "data": contract.data.model_copy(update={"pairs": tuple(fix(p) for p in contract.data.pairs)}),
             "behaviours": {k: fix_promise(b) for k, b in contract.behaviours.items()},
             "collateral": {k: fix_promise(p) for k, p in contract.collateral.items()},

@@ -367,7 +367,7 @@ def stage_inputs(
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
             "probes": file_sha256(workspace.probes),
             "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},
-            "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples"}),
+            "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples", "best_of"}),
             "prompt": prompt_inputs(contract),
             "max_length": contract.training.max_length,
             "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],
@@ -383,7 +383,7 @@ def stage_inputs(
             "cards": {k: p.judge.model_dump(mode="json")["card"] for k, p in promises.items()},
             "fixed": digest(workspace.fixed_limits()),
             "waivers": waivers_in_effect(contract),
-            "statistics": [settings.confidence, settings.resamples, settings.seed],
+            "statistics": [settings.confidence, settings.resamples, settings.seed, settings.best_of],
             "beta": contract.training.reward_beta,
         }
     elif name == "report":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor import __version__
+from demeanor.attacks import add_attacks, hold_out
 from demeanor.contract import STARTER, Contract, build_contract
 from demeanor.curate import loss_weights, one_of_each_list, split_pairs
 from demeanor.errors import InputError, PairsError
@@ -147,12 +148,17 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
         named = ", ".join(f"{count} of {name}" for name, count in unknown.items())
         notes.append(f"pairs of behaviours that the contract does not name, trained on but without limits: {named}")
     probes = _read_probes(contract, tokenizer, heldout, dropped, notes)
+    probes, told = add_attacks(contract, tokenizer, probes, _positions(source))
+    notes += told
     asked = {_flat(probe.prompt[-1].content) for probe in probes}
     leaked = [pair for pair in train if _flat(pair.prompt[-1].content) in asked]
     dropped += [_drop(pair, "its prompt is a probe") for pair in leaked]
     train = [pair for pair in train if _flat(pair.prompt[-1].content) not in asked]
     if leaked:
         notes.append(f"{len(leaked)} pairs were not trained on: their prompt is a probe")
+    train, unseen, probes, told = hold_out(contract, tokenizer, train, probes)
+    dropped += [_drop(pair, "its attack family is held out") for pair in unseen]
+    notes += told
     if not train:
         raise PairsError("no pair is left to train on", remedy="lower data.heldout_fraction, or bring more pairs")
     notes.append(f"{len(train):,} pairs to train on, {len(probes):,} probes")
@@ -184,18 +190,23 @@ def _note_on_lists(contract: Contract, train: list[PreferencePair]) -> list[str]
 
 def _within_context(contract: Contract, source: ModelSource) -> tuple[Contract, list[str]]:
     """The contract with a max_length that the model's positions allow, and a note when it was lowered to them."""
-    import json
-
-    config = json.loads((source.base / "config.json").read_text("utf-8"))
-    config = {**config, **config.get("text_config", {})}
-    context = config.get("max_position_embeddings") or config.get("n_positions")
-    training = contract.training
+    context, training = _positions(source), contract.training
     if context is None or training.max_length <= context:
         return contract, []
     shorter = training.model_copy(update={"max_length": context})
     return contract.model_copy(update={"training": shorter}), [
         f"max_length is {context}: the model has no more positions"
     ]
+
+
+def _positions(source: ModelSource) -> int | None:
+    """That the model's configuration names."""
+    import json
+
+    config = json.loads((source.base / "config.json").read_text("utf-8"))
+    config = {**config, **config.get("text_config", {})}
+    found: int | None = config.get("max_position_embeddings") or config.get("n_positions")
+    return found
 
 
 def _check_openings(contract: Contract, tokenizer: Tokenizer) -> None:
@@ -221,6 +232,8 @@ def _check_openings(contract: Contract, tokenizer: Tokenizer) -> None:
 def read_inputs(workspace: Workspace, contract: Contract, identity: dict[str, str]) -> dict[str, Any]:
     """All that the pairs and probes of a run depend on. A file that is gone counts as unchanged."""
     files = [*contract.data.pairs, *(p.probes for p in contract.promises.values() if p.probes)]
+    attacks = contract.attacks
+    files += [*attacks.templates.values(), *([attacks.translations] if attacks.translations else [])]
     known = workspace.manifest()["stages"].get("read", {}).get("inputs", {}).get("files", {})
     return {
         "data": {**contract.data.model_dump(mode="json"), "ranked": contract.ranked},
@@ -231,6 +244,10 @@ def read_inputs(workspace: Workspace, contract: Contract, identity: dict[str, st
         "identity": identity,
         "prompt": prompt_inputs(contract),
         "max_length": contract.training.max_length,
+        "attacks": attacks.model_dump(mode="json"),
+        "room_for_a_reply": contract.measurement.samples and contract.measurement.max_new_tokens
+        if attacks.all_families
+        else None,
     }
 
 

@@ -24,6 +24,10 @@ class Refused(InputError):
     """A text that cannot be turned into tokens by the rules; the message is the reason that is counted."""
 
 
+class TooLong(Refused):
+    """The replies do not fit even after the last turn alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
     """A pair as token ids: `prompt_ids` are shared, each reply ends with one end-of-turn token. Of a reply labelled on
@@ -163,7 +167,7 @@ class Tokenizer:
             if max_length is None or len(prompt) + max(map(len, ids), default=0) <= max_length:
                 return shorter, len(messages) - len(shorter), prompt, ids
             shorter = without_oldest_turns(shorter)
-        raise Refused(f"longer than max_length even with its last turn alone (max_length={max_length})")
+        raise TooLong(f"longer than max_length even with its last turn alone (max_length={max_length})")
 
     def _render(self, turns: tuple[Message, ...], *, add_generation_prompt: bool) -> list[int]:
         text = self._text(turns, add_generation_prompt=add_generation_prompt)

@@ -83,8 +83,8 @@ class Training(Lenient):
     )
     recovery: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
         default_factory=dict,
-        description="behaviour: share of its pairs that are trained on once more with their losing reply begun, so that "
-        "the winning one is learned from there too",
+        description="behaviour: share of its pairs that are trained on once more with their losing reply begun, so "
+        "that the winning one is learned from there too",
     )
     recovery_tokens: int = Field(20, ge=1, description="at most so many tokens of it; their number is drawn evenly")
     rewards: tuple[RewardSettings, ...] = Field(

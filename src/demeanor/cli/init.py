@@ -129,6 +129,7 @@ def _with_settings(text: str, settings: tuple[str, ...]) -> str:
 def _print_keys() -> None:
     from pydantic import BaseModel
 
+    from demeanor.attack_settings import FAMILIES, Attacks
     from demeanor.contract import (
         MEASURES,
         Adaptive,
@@ -146,7 +147,7 @@ def _print_keys() -> None:
 
     sections: dict[str, type[BaseModel]] = {
         "": Contract, "behaviours.ID.": Behaviour, "collateral.ID.": Promise, "behaviours.ID.limits.": Limit, "waivers.": Waiver,
-        "behaviours.ID.judge.": JudgeSettings, "data.": Data,
+        "behaviours.ID.judge.": JudgeSettings, "attacks.": Attacks, "data.": Data,
         "training.": Training, "training.rewards.": RewardSettings, "measurement.": Measurement,
         "measurement.adaptive.": Adaptive,
     }  # fmt: skip
@@ -157,3 +158,5 @@ def _print_keys() -> None:
             print(f"{prefix}{name}{default}: {field.description or ''}")
     for name, meaning in MEASURES.items():
         print(f"measure {name}: {meaning}")
+    for name, meaning in FAMILIES.items():
+        print(f"attack {name}: {meaning}")

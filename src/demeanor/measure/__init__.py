@@ -121,7 +121,7 @@ def _by_reward_model(rewarder: RewardModel, side: str) -> Measure:
                 "violating_tokens": _mean([rewarder.num_tokens(probe.prompt, text) for text in probe.violating]),
                 "safe_tokens": _mean([rewarder.num_tokens(probe.prompt, text) for text in probe.safe]),
             }
-            scores.append(Score(probe.id, probe.behaviour, side, probe.attack, values, probe.cluster))
+            scores.append(Score.of(probe, side, values))
         return scores, []
 
     return measure
@@ -150,7 +150,7 @@ def _score(
         own = [reply for reply in replies if (reply.behaviour, reply.probe_id) == (probe.behaviour, probe.id)]
         bad, good = openings.get(probe.behaviour, ([], []))
         values = {**_likelihoods(probe, logps, len(bad), len(good)), **_rates(own)}
-        results.append(Score(probe.id, probe.behaviour, side, probe.attack, values, probe.cluster))
+        results.append(Score.of(probe, side, values))
     return results
 
 
@@ -273,10 +273,14 @@ def _openings(tokenizer: Tokenizer, promise: Promise) -> tuple[list[list[int]], 
 
 
 def _sampled_probes(probes: list[Probe], limit: int) -> set[tuple[str, str]]:
-    """(behaviour, id) of at most `limit` probes a behaviour, spread evenly over the list."""
+    """(behaviour, id) of at most `limit` probes a behaviour, spread evenly over the list; of those that were made as
+    attacks at most as many a family, so that the others are drawn as if there were none."""
+    groups: dict[tuple[str, str | None], list[tuple[str, str]]] = {}
+    for probe in probes:
+        family = None if probe.wraps is None else probe.attack
+        groups.setdefault((probe.behaviour, family), []).append((probe.behaviour, probe.id))
     chosen: set[tuple[str, str]] = set()
-    for behaviour in {probe.behaviour for probe in probes}:
-        own = [(behaviour, probe.id) for probe in probes if probe.behaviour == behaviour]
+    for own in groups.values():
         count = min(limit, len(own))
         chosen |= {own[index * len(own) // count] for index in range(count)}
     return chosen

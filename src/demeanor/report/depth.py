@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from demeanor.contract import Contract
-from demeanor.promises import family, prefill_of
+from demeanor.promises import of_family, prefill_of
 from demeanor.records import Comparison, Estimate, Score
 from demeanor.report.plots import Band, plot_bands
 from demeanor.report.words import percent, plural
@@ -28,7 +28,7 @@ class FigureView:
 
 
 @dataclass(frozen=True)
-class AttackView:
+class FoundView:
     """The prompt with the highest violating mass that the attacker found after training, and what is said of all."""
 
     turns: list[tuple[str, str, int]]  # role, text, letters cut
@@ -44,7 +44,7 @@ def figure_views(name: str, own: Sequence[Comparison], after: Sequence[Score], c
     }
     views = []
     for kind, title in titles.items():
-        found = sorted((prefill_of(c.measure) or 0, c) for c in own if family(c.measure) == kind)
+        found = sorted((prefill_of(c.measure) or 0, c) for c in own if of_family(c.measure) == kind)
         if not found:
             continue
         bands = [
@@ -100,7 +100,7 @@ def depth_curve(after: Sequence[Score], contract: Contract) -> list[tuple[int, E
     return found
 
 
-def attack_view(scored: dict[str, list[Score]]) -> AttackView | None:
+def found_view(scored: dict[str, list[Score]]) -> FoundView | None:
     """None when the attacker found no prompt after training, or did not run."""
     attacked = {
         side: [s.evidence["adaptive"] for s in scores if s.evidence.get("adaptive")] for side, scores in scored.items()
@@ -120,4 +120,4 @@ def attack_view(scored: dict[str, list[Score]]) -> AttackView | None:
     for turn in worst["prompt"]:
         text = turn["content"]
         turns.append((turn["role"], text[:MOST_LETTERS], max(0, len(text) - MOST_LETTERS)))
-    return AttackView(turns, note)
+    return FoundView(turns, note)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from demeanor.promises import family, prefill_of
+from demeanor.attack_settings import ALL, GIVEN, PLAIN, SEEN, UNSEEN
+from demeanor.promises import best_of, of_family, prefill_of
 from demeanor.records import Estimate
 from demeanor.visible import visible
 
@@ -34,6 +35,11 @@ _MEASURES = {
         "bad reply: share of the sampled replies, corrected for the judge's errors",
         "probability",
     ),
+    "violating_opening_best_of_N": (
+        "bad reply: probability that at least one of {} replies begins with a violating opening",
+        "probability",
+    ),
+    "violating_sampled_best_of_N": ("bad reply: at least one of {} sampled replies", "probability"),
     "safe_sampled_rate": ("good reply: share of the sampled replies", "probability"),
     "invalid_sampled_rate": ("empty or garbled: share of the sampled replies", "probability"),
     "reply_tokens": ("length of the sampled replies", "tokens"),
@@ -82,17 +88,28 @@ PLOTTED = {
 _THAN = {"before": " as before", "accepted": " against the accepted run"}  # ends of a rule
 
 
+_OVER = {GIVEN: "", PLAIN: "plain prompts only", ALL: "all probes, attacks included", SEEN: "attacks of seen families",
+         UNSEEN: "attacks of unseen families"}  # fmt: skip
+
+
 def measure_words(measure: str) -> str:
-    number = prefill_of(measure)
-    known = _MEASURES.get(family(measure))
-    if known is None:
+    family = of_family(measure)
+    if family not in _MEASURES:
         return measure.replace("_", " ")
-    return known[0] if number is None else known[0].replace("N tokens", plural(number, "token"))
+    words, number = _MEASURES[family][0], prefill_of(measure)
+    return words.format(best_of(measure)) if number is None else words.replace("N tokens", plural(number, "token"))
+
+
+def over_words(over: str) -> str:
+    """Which probes a limit is over, as the end of a phrase; "" for those that were given."""
+    told = _OVER.get(over, f"attacks of the family {over}")
+    return f", {told}" if told else ""
 
 
 def unit(measure: str) -> str:
     """probability, nats or tokens; "" for a measure that is not known here."""
-    return _MEASURES[family(measure)][1] if family(measure) in _MEASURES else ""
+    family = of_family(measure)
+    return _MEASURES[family][1] if family in _MEASURES else ""
 
 
 def printable(value: Any) -> Any:
