@@ -324,7 +324,7 @@ def test_the_plan_says_which_limits_cannot_hold(llama: Path, tmp_path: Path) -> 
 
 def test_the_curve_is_the_mean_by_token_while_enough_probes_reach_it() -> None:
     curves = [[1.0, 0.5, 0.25 + n / 10, 0.1][: 3 + (n > 5)] for n in range(9)]
-    scores = [Score(f"p{n}", "tone", "after", None, {}, None, {"depth_nats": curve}) for n, curve in enumerate(curves)]
+    scores = [Score(f"p{n}", "tone", "after", None, {}, evidence={"depth_nats": curve}) for n, curve in enumerate(curves)]
     found = depth_curve([*scores, Score("none", "tone", "after", None, {})], contract())
     assert [t for t, _ in found] == [1, 2, 3]  # only three reach the fourth
     assert found[2][1].value == pytest.approx(0.65) and found[2][1].n == 9
@@ -342,7 +342,7 @@ def test_the_figures_say_what_has_no_value_and_hostile_prompts_stay_text() -> No
     assert "12: 77.0" in figure.note and "1 at 12" in figure.note and "<svg" in figure.svg
     found = {"mass": 0.4, "plain_mass": 0.01, "wrapper": "none", "queries": 9, "budget": 9, "suffix": "x"}
     found["prompt"] = [{"role": "user", "content": "<script>" + "a" * 2000}]
-    scores = [Score("p", "tone", "after", None, {}, None, {"adaptive": found | {"mass": m}}) for m in (0.1, 0.4)]
+    scores = [Score("p", "tone", "after", None, {}, evidence={"adaptive": found | {"mass": m}}) for m in (0.1, 0.4)]
     view = found_view({"before": [], "after": scores})
     assert view is not None and view.turns[0][2] == 508 and not hasattr(view.turns[0][1], "__html__")
     assert "40.0" in view.note and "1.0" in view.note and "2 probes attacked, 18 prompts" in view.note
