@@ -18,7 +18,7 @@ from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault, nearest
 from demeanor.judge_settings import read_card
 from demeanor.objectives import OBJECTIVES
-from demeanor.promises import MEASURES, OF_REWARD_MODELS, OF_REWARD_MODELS_ONLY, Behaviour, Limit, Promise, Waiver
+from demeanor.promises import LOOK_ALIKES, MEASURES, OF_REWARD_MODELS, OF_REWARD_MODELS_ONLY, Behaviour, Limit, Promise, Waiver
 from demeanor.records import content_id
 from demeanor.reward_settings import RewardSettings
 from demeanor.sections import Section, Text
@@ -284,7 +284,7 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
     """Make the contract's paths that exist under `root` absolute, so that it means the same from anywhere."""
 
     def fix(text: str | None) -> str | None:
-        if text is None or text == STARTER or Path(text).expanduser().is_absolute():
+        if text is None or text in (STARTER, LOOK_ALIKES) or Path(text).expanduser().is_absolute():
             return text
         if not (root / text).exists() and _HUB_ID.fullmatch(text) and not text.endswith(_DATA_SUFFIXES):
             return text

@@ -261,7 +261,9 @@ def ask(
         )
     require(plan.workspace, contract, plan.identity, "read", "train")
     known = [
-        p for p in plan.probes if p.prompt[-1].content.strip() == prompt.strip() and behaviour in (None, p.behaviour)
+        p
+        for p in plan.probes
+        if p.prompt and p.prompt[-1].content.strip() == prompt.strip() and behaviour in (None, p.behaviour)
     ]
     if known and not violating and not safe:
         violating, safe = known[0].violating, known[0].safe
@@ -311,12 +313,17 @@ def load_aligned(plan: Plan) -> Any:
     """The base model with the trained adapter on it, not merged."""
     from peft import PeftModel
 
+    from demeanor.measure.neutral import BEFORE
+
     plan.workspace.check_outputs("train")
     if OBJECTIVES[plan.contract.training.objective].trains_reward_model:
         base = load_unaligned(plan)
     else:
         base = load_model(plan.source, plan.contract, tuned=False, trees=True)
-    return PeftModel.from_pretrained(base, plan.workspace.adapter).eval()
+    model = PeftModel.from_pretrained(base, plan.workspace.adapter)
+    if plan.source.adapter is not None:  # a tuned model is before training what it is with the adapter that it has
+        model.load_adapter(plan.source.adapter, BEFORE)
+    return model.eval()
 
 
 def stage_inputs(

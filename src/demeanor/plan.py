@@ -20,8 +20,10 @@ from demeanor.judges import make_judges
 from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
 from demeanor.objectives import OBJECTIVES
 from demeanor.pairs import read_pairs
+from demeanor.pairs.probes import read_probes
+from demeanor.probing import check_answerable, distinct_probes, without_asked
 from demeanor.prove.power import power_notes
-from demeanor.records import DroppedRow, PreferencePair, Probe, content_id
+from demeanor.records import DroppedRow, PreferencePair, Probe
 from demeanor.settings import apply_overrides
 from demeanor.starter import starter_file
 from demeanor.tokens import Refused, Tokenizer, make_tokenizer, tokenize_pairs
@@ -124,12 +126,9 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
         named = ", ".join(f"{count} of {name}" for name, count in unknown.items())
         notes.append(f"pairs of behaviours that the contract does not name, trained on but without limits: {named}")
     probes = _read_probes(contract, tokenizer, heldout, dropped, notes)
-    asked = {_flat(probe.prompt[-1].content) for probe in probes}
-    leaked = [pair for pair in train if _flat(pair.prompt[-1].content) in asked]
-    dropped += [_drop(pair, "its prompt is a probe") for pair in leaked]
-    train = [pair for pair in train if _flat(pair.prompt[-1].content) not in asked]
-    if leaked:
-        notes.append(f"{len(leaked)} pairs were not trained on: their prompt is a probe")
+    train, leaked, told = without_asked(train, probes)
+    dropped += [_drop(pair, reason) for pair, reason in leaked]
+    notes += told
     if not train:
         raise PairsError("no pair is left to train on", remedy="lower data.heldout_fraction, or bring more pairs")
     notes.append(f"{len(train):,} pairs to train on, {len(probes):,} probes")
@@ -201,7 +200,7 @@ def read_inputs(workspace: Workspace, contract: Contract, identity: dict[str, st
     known = workspace.manifest()["stages"].get("read", {}).get("inputs", {}).get("files", {})
     return {
         "data": {**contract.data.model_dump(mode="json"), "ranked": contract.ranked},
-        "probes": {name: promise.probes for name, promise in contract.promises.items()},
+        "probes": {name: [promise.probes, promise.asked_prompts] for name, promise in contract.promises.items()},
         "files": {name: _file_digest(name) or known.get(name) for name in files},
         "behaviours": {name: behaviour.kind for name, behaviour in contract.behaviours.items()},
         "model": [contract.model, contract.revision],
@@ -300,19 +299,24 @@ def _read_probes(
     own = {name for name, promise in contract.promises.items() if promise.probes}
     for name, promise in contract.promises.items():
         if promise.probes:
-            result = read_pairs(promise.probes, behaviour=name)
-            own_pairs, others = one_of_each_list(result.pairs, contract.data.seed)
-            probes += [Probe.from_pair(pair, name) for pair in own_pairs]
+            result = read_probes(promise.probes, name, label=promise.asked_prompts)
+            own_pairs, others = one_of_each_list(result.pairs.pairs if result.pairs else [], contract.data.seed)
+            probes += [*result.probes, *(Probe.from_pair(pair, name) for pair in own_pairs)]
             dropped += result.dropped
             if others:
                 notes.append(f"probes of {name}: one pair of each ranked list; {len(others):,} others are left out")
-            if result.dropped:
-                notes.append(f"probes of {name}: {result.summary()}")
+            if result.note:
+                notes.append(result.note)
     probes += [Probe.from_pair(p, p.behaviour or DEFAULT_BEHAVIOUR) for p in heldout if p.behaviour not in own]
-    probes = _clustered(list({(probe.behaviour, probe.id): probe for probe in probes}.values()))
-    system, cut = contract.system_text(), 0
+    probes, told = distinct_probes(probes)
+    notes += told
+    system, cut, shortened = contract.system_text(), 0, 0
     for place, probe in enumerate(probes):
         try:
+            if not probe.prompt:
+                texts = [tokenizer.text(text) for text in probe.safe + probe.violating]
+                shortened += max(map(len, texts)) > contract.training.max_length
+                continue
             messages, turns = tokenizer.fit(
                 probe.prompt, probe.violating + probe.safe, system, contract.training.max_length
             )
@@ -322,6 +326,8 @@ def _read_probes(
         cut += bool(turns)
     if cut:
         notes.append(f"{cut} probes lost their oldest turns to fit max_length={contract.training.max_length}")
+    if shortened:
+        notes.append(f"{shortened} plain texts are read up to max_length={contract.training.max_length} only")
     if not probes:
         raise InputError(
             "the held-out set is empty: nothing could be proven",
@@ -335,22 +341,9 @@ def _read_probes(
                 where=f"behaviours.{name}",
                 remedy="name a file of probes, or pairs whose behaviour is this",
             )
+    notes += check_answerable(contract, probes)
     return probes
-
-
-def _clustered(probes: list[Probe]) -> list[Probe]:
-    """Probes of one behaviour that ask the same thing are one draw: those that name no cluster get one."""
-    asked = [(p.behaviour, *((turn.role, _flat(turn.content)) for turn in p.prompt)) for p in probes]
-    counts = Counter(asked)
-    return [
-        replace(probe, cluster=content_id(key)) if probe.cluster is None and counts[key] > 1 else probe
-        for probe, key in zip(probes, asked, strict=True)
-    ]
 
 
 def _drop(pair: PreferencePair, reason: str) -> DroppedRow:
     return DroppedRow(pair.source, pair.row or 0, reason, pair.prompt[-1].content[:200])
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -24,6 +24,7 @@ MEASURES = {
     "violating_corrected_rate": "the same, corrected for the errors on the judge's card",
     "safe_sampled_rate": "share of the sampled replies that the judge calls safe",
     "invalid_sampled_rate": "share of the sampled replies that are empty or garbled",
+    "repetitive_sampled_rate": "share of the sampled replies of whose 4-word sequences more than a quarter are repeats",
     "reply_tokens": "length of the sampled replies, tokens",
     "reward": "weighted sum of `training.rewards`, mean over the sampled replies",
     "reward_accuracy": "share of pairs whose implicit reward is higher for the safe (chosen) reply (of one "
@@ -33,6 +34,11 @@ MEASURES = {
     "safe_reward": "reward of the safe reply, mean over the probe's safe ones; of a reward model only",
     "violating_reward": "reward of the violating reply, mean over the probe's violating ones; of a reward model only",
     "length_accuracy": "what the better of 'the longer reply wins' and 'the shorter wins' reaches on the same pairs",
+    "minimal_pair_accuracy": "share of minimal pairs (BLiMP's format) whose good sentence is the more probable one",
+    "text_logp_per_token": "log p of plain texts divided by their tokens, nats, mean over the texts; perplexity is "
+    "exp(-this)",
+    "neutral_kl": "KL(after || before) of the next token, nats a token, mean over the positions of plain texts or of "
+    "dialogs' replies; 0 before",
     "displaced_share": "share of pairs whose chosen reply became less likely although the margin grew; after only",
 }
 
@@ -40,6 +46,7 @@ MEASURES = {
 OF_REWARD_MODELS = ("reward_accuracy", "length_accuracy", "validation_loss", "safe_reward", "violating_reward")
 OF_REWARD_MODELS_ONLY = OF_REWARD_MODELS[-2:]
 
+LOOK_ALIKES = "look-alikes"  # in `probes`: the set of harmless prompts in harmful-looking words that comes along
 
 KINDS = ("max", "min", "max_increase", "min_increase", "max_ratio", "min_ratio", "within")
 _SIGNED = ("logp", "logp_per_token", "reward")  # ends of the names of measures that may be negative: no ratio of them
@@ -168,9 +175,32 @@ class Promise(Section):
         description="who judges sampled replies: rule, refusal, classifier, {model: ...}, {endpoint: ..., model: ...}",
     )
     probes: Text | None = Field(
-        None, description="a file of pairs (prompt, chosen, rejected): held out, never trained on"
+        None,
+        description="a file, held out, never trained on: pairs (prompt, chosen, rejected), prompts (XSTest's format), "
+        "minimal pairs (BLiMP's format), dialogs or plain texts; or look-alikes, harmless prompts that come along",
+    )
+    prompts: Literal["safe", "unsafe"] | None = Field(
+        None,
+        description="of a file of prompts labelled safe or unsafe: those that are asked; default for the judge refusal: "
+        "safe where a refusal violates, else unsafe",
     )
     limits: tuple[Limit, ...] = Field((), description="what must hold after training")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _look_alikes(cls, data: Any) -> Any:
+        """Without another rule, a refusal is the bad reply to a harmless prompt."""
+        rules = ("judge", "violating_openings", "safe_openings", "violating_patterns")
+        if isinstance(data, dict) and data.get("probes") == LOOK_ALIKES and not any(data.get(name) for name in rules):
+            return {**data, "judge": {"kind": "refusal", "refused": "violating"}}
+        return data
+
+    @property
+    def asked_prompts(self) -> Literal["safe", "unsafe"] | None:
+        """Which prompts of a labelled file are asked; None where the contract does not say."""
+        if self.prompts is not None or self.judge.kind != "refusal":
+            return self.prompts or ("safe" if self.probes == LOOK_ALIKES else None)
+        return "safe" if self.judge.refused == "violating" else "unsafe"
 
     @model_validator(mode="after")
     def _prefix_free(self) -> Promise:
@@ -221,7 +251,7 @@ class Behaviour(Promise):
             return self
         if self.value is None:
             raise fault("a transient behaviour needs `value`, the text for the system prompt")
-        for name in ("limits", "probes", "violating_openings", "safe_openings", "violating_patterns"):
+        for name in ("limits", "probes", "prompts", "violating_openings", "safe_openings", "violating_patterns"):
             if getattr(self, name):
                 raise fault("a transient behaviour is never trained: it takes only about, value and examples", name)
         if self.judge != JudgeSettings():

@@ -17,8 +17,8 @@ Sides = list[tuple[Score, Score]]
 
 # Measures of both sides together, of which only `after` has a value; before training they are a constant.
 _JOINT = ("reward_accuracy", "length_accuracy", "validation_loss", "displaced_share")
-_BEFORE = {"validation_loss": math.log(2)}
-_DESCRIPTIVE = ("violating_tokens", "safe_tokens")  # of the probes, not of a model: no comparison of their own
+_BEFORE = {"validation_loss": math.log(2), "neutral_kl": 0.0}
+_DESCRIPTIVE = ("violating_tokens", "safe_tokens", "good_sentence_logp", "bad_sentence_logp")  # of the probes, not of a model: no comparison of their own
 _DRAWN = ("reply_tokens", "reward")  # these and the sampled rates: a probe that was not drawn is no missing evidence
 
 
@@ -116,7 +116,9 @@ def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Seri
         old, new = [row[0] for row, *_ in drawn], [row[1] for row, *_ in drawn]
         named = [probe for _, probe, _ in drawn], [cluster for *_, cluster in drawn]
         if measure not in _DESCRIPTIVE and any(value is not None for value in old + new):
-            found.append(Series(behaviour, measure, old, new, *named, *seeded))
+            start = _BEFORE.get(measure) if measure == "neutral_kl" else None  # a model's divergence from itself
+            known = start is not None
+            found.append(Series(behaviour, measure, old, new, *named, *seeded, joint=known, start=start))
     joint = [joint_values(old, new, contract.training.reward_beta) for old, new in sides]
     for measure in _JOINT:
         values = [value[measure] for value in joint]
