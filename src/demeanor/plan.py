@@ -310,20 +310,28 @@ def _read_probes(
     probes += [Probe.from_pair(p, p.behaviour or DEFAULT_BEHAVIOUR) for p in heldout if p.behaviour not in own]
     probes, told = distinct_probes(probes)
     notes += told
-    system, cut, shortened = contract.system_text(), 0, 0
-    for place, probe in enumerate(probes):
+    system, longest, cut, shortened = contract.system_text(), contract.training.max_length, 0, 0
+    read, probes = probes, []
+    refused: Counter[tuple[str, str]] = Counter()
+    for probe in read:
         try:
-            if not probe.prompt:
-                texts = [tokenizer.text(text) for text in probe.safe + probe.violating]
-                shortened += max(map(len, texts)) > contract.training.max_length
-                continue
-            messages, turns = tokenizer.fit(
-                probe.prompt, probe.violating + probe.safe, system, contract.training.max_length
-            )
+            messages, turns = probe.prompt, 0
+            if probe.prompt:
+                messages, turns = tokenizer.fit(probe.prompt, probe.violating + probe.safe, system, longest)
+            elif max(len(tokenizer.text(text)) for text in probe.safe + probe.violating) > longest:
+                if probe.violating:
+                    raise Refused(f"longer than max_length={longest}")
+                shortened += 1
         except Refused as reason:
-            raise InputError(f"a probe of {probe.behaviour} cannot be used: {reason}") from None
-        probes[place] = replace(probe, prompt=messages)
+            if probe.violating or not probe.safe:
+                raise InputError(f"a probe of {probe.behaviour} cannot be used: {reason}") from None
+            # a neutral text or dialog is one of many
+            refused[probe.behaviour, str(reason)] += 1
+            dropped.append(DroppedRow(probe.behaviour, 0, str(reason), probe.safe[0][:200]))
+            continue
+        probes.append(replace(probe, prompt=messages))
         cut += bool(turns)
+    notes += [f"probes of {name}: {count:,} left out: {why}" for (name, why), count in refused.items()]
     if cut:
         notes.append(f"{cut} probes lost their oldest turns to fit max_length={contract.training.max_length}")
     if shortened:

@@ -18,6 +18,7 @@ from demeanor.contract import Contract
 from demeanor.records import SIDES, DroppedRow, Estimate, LimitResult, Probe, Reply, Score, Verdict
 from demeanor.report import words
 from demeanor.report.behaviours import BehaviourView, behaviour_views, overview
+from demeanor.report.collateral import UnchangedView, unchanged_views
 from demeanor.report.evidence import (
     AccuracyView,
     DroppedView,
@@ -102,6 +103,7 @@ class View:
     limits: list[LimitView]
     overview: Markup | None
     behaviours: list[BehaviourView]
+    unchanged: list[UnchangedView]
     curves: list[CurveView]
     curves_note: str
     displacement: str
@@ -135,6 +137,7 @@ def read_view(workspace: Workspace) -> View:
         limits=limits,
         overview=overview(run.verdict.comparisons),
         behaviours=behaviour_views(run.contract, run.verdict, run.scores, run.replies, run.probes),
+        unchanged=unchanged_views(run.contract, run.verdict),
         curves=curves,
         curves_note=note,
         displacement=displacement_words(run.verdict.comparisons, run.contract.collateral),
