@@ -59,7 +59,12 @@ LIMITS = ("max", "min", "max_increase", "min_increase", "within")
 
 def populations(rng: np.random.Generator, n: int) -> dict[str, Values]:
     """A draw of n probes of each."""
-    mass, logp, token, text = rng.beta(0.5, 4.5, n), rng.normal(-20, 4, n), rng.normal(-2, 0.5, n), rng.normal(-3, 0.3, n)
+    mass, logp, token, text = (
+        rng.beta(0.5, 4.5, n),
+        rng.normal(-20, 4, n),
+        rng.normal(-2, 0.5, n),
+        rng.normal(-3, 0.3, n),
+    )
     rate, right = rng.beta(0.4, 1.6, n), rng.random(n) < 0.8
     group = np.repeat(rng.uniform(-0.25, 0.25, -(-n // CLUSTER)), CLUSTER)[:n]
     low, high = 0.3 + group, 0.5 + group

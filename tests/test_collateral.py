@@ -157,7 +157,7 @@ def tokenizer() -> Tokenizer:
 
 
 def measured(model: Any, tokenizer: Tokenizer, probes: list[Probe], side: str = "after") -> list[Score]:
-    collateral: dict[str, Any] = {"grammar": {}, "neutral": {}}
+    collateral: dict[str, Any] = {"grammar": {"probes": "g.jsonl"}, "neutral": {"probes": "n.jsonl"}}
     contract = contract_of(collateral=collateral, measurement={"samples": 0})
     return measure_model(model, tokenizer, probes, contract, side)[0]
 
@@ -274,7 +274,9 @@ def test_the_share_of_repeated_4_grams(text: str, share: float) -> None:
 def test_the_rate_is_of_the_replies_of_a_probe() -> None:
     from demeanor.measure import _rates
 
-    replies = [Reply("p", "tone", "after", n, text, 9, "safe") for n, text in enumerate(("no " * 9, "Yes, gladly.", ""))]
+    replies = [
+        Reply("p", "tone", "after", n, text, 9, "safe") for n, text in enumerate(("no " * 9, "Yes, gladly.", ""))
+    ]
     assert _rates(replies)["repetitive_sampled_rate"] == pytest.approx(1 / 3)
     assert _rates([])["repetitive_sampled_rate"] is None
 
@@ -306,7 +308,9 @@ def test_the_page_says_what_is_shown_and_no_more() -> None:
     text = views("text_logp_per_token", (-0.1, -0.12, -0.08)).statement
     assert "perplexity 20.09 → 22.20, which is 108.3\u00a0% to 112.7\u00a0% of what it was" in text
     missing = views("minimal_pair_accuracy", (0.0, -0.01, 0.01), within=0.02)
-    assert missing.state == "not shown" and missing.statement.startswith("not shown to change by less than 2\u00a0points")
+    assert missing.state == "not shown" and missing.statement.startswith(
+        "not shown to change by less than 2\u00a0points"
+    )
 
 
 def test_equivalence_needs_the_whole_interval(tokenizer: Tokenizer) -> None:

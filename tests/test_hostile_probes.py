@@ -25,7 +25,12 @@ def question(number: int) -> str:
 
 
 def pair(prompt: str, number: int = 0, **more: Any) -> dict[str, Any]:
-    return {"prompt": prompt, "chosen": f"Let us look at it, {number}.", "rejected": f"Read the manual, {number}.", **more}
+    return {
+        "prompt": prompt,
+        "chosen": f"Let us look at it, {number}.",
+        "rejected": f"Read the manual, {number}.",
+        **more,
+    }
 
 
 def written(path: Path, rows: list[Any]) -> str:
@@ -36,6 +41,7 @@ def written(path: Path, rows: list[Any]) -> str:
 def planned(folder: Path, model: Path | str, pairs: list[Any], probes: list[Any], **sections: Any) -> Plan:
     limits = sections.pop("limits", [{"measure": "violating_logp", "max_increase": 0}])
     tone = {"probes": written(folder / "probes.jsonl", probes), "limits": limits, **sections.pop("tone", {})}
+    sections.setdefault("training", {"max_length": 256})
     contract: Contract = contract_of(
         model=str(model),
         behaviours={"tone": tone, **sections.pop("more", {})},
@@ -125,6 +131,7 @@ def test_prompts_that_nobody_judges_are_refused(llama: Path, tmp_path: Path) -> 
 
 SENTENCES = [{"sentence_good": f"They see {n}.", "sentence_bad": f"They sees {n}."} for n in range(9)]
 TEXTS = [{"text": f"It rained {n} times."} for n in range(9)]
+DIALOGS = [[{"role": "user", "content": question(n)}, {"role": "assistant", "content": "Oh."}] for n in range(20, 30)]
 PROMPTS = [{"prompt": question(n), "label": "unsafe"} for n in range(20, 30)]
 
 
@@ -138,6 +145,8 @@ PROMPTS = [{"prompt": question(n), "label": "unsafe"} for n in range(20, 30)]
         (SENTENCES, "neutral_kl"),
         (TEXTS, "minimal_pair_accuracy"),
         (TEXTS, "safe_logp"),
+        (DIALOGS, "reward_accuracy"),
+        (DIALOGS, "minimal_pair_accuracy"),
         (PROMPTS, "safe_logp"),
         (PROMPTS, "reward_accuracy"),
     ],
@@ -159,8 +168,8 @@ def test_texts_that_the_model_cannot_take_are_left_out_and_counted(llama: Path, 
     assert len(plan.probes) == 10
     assert any("1 left out: a text spells the special token" in note for note in plan.notes)
     assert any("1 plain texts are read up to max_length=128 only" in note for note in plan.notes)
+    long = [*SENTENCES, {"sentence_good": "see " * 90, "sentence_bad": "sees " * 90}]
     with pytest.raises(InputError, match="longer than max_length=64"):
-        long = [*SENTENCES, {"sentence_good": "see " * 90, "sentence_bad": "sees " * 90}]
         planned(tmp_path, llama, PAIRS, long, limits=[], training={"max_length": 64})
 
 

@@ -18,7 +18,16 @@ from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault, nearest
 from demeanor.judge_settings import read_card
 from demeanor.objectives import OBJECTIVES
-from demeanor.promises import LOOK_ALIKES, MEASURES, OF_REWARD_MODELS, OF_REWARD_MODELS_ONLY, Behaviour, Limit, Promise, Waiver
+from demeanor.promises import (
+    LOOK_ALIKES,
+    MEASURES,
+    OF_REWARD_MODELS,
+    OF_REWARD_MODELS_ONLY,
+    Behaviour,
+    Limit,
+    Promise,
+    Waiver,
+)
 from demeanor.records import content_id
 from demeanor.reward_settings import RewardSettings
 from demeanor.sections import Section, Text
@@ -306,7 +315,10 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
             judge = judge.model_copy(update={"card": read_card(root / Path(judge.card).expanduser())})
         if judge.kind == "model":
             judge = judge.model_copy(update={"model": fix(judge.model)})
-        return promise.model_copy(update={"probes": fix(promise.probes), "judge": judge})
+        tasks = promise.tasks
+        if tasks is not None and tasks.folder is not None:
+            tasks = tasks.model_copy(update={"folder": str((root / Path(tasks.folder).expanduser()).resolve())})
+        return promise.model_copy(update={"probes": fix(promise.probes), "judge": judge, "tasks": tasks})
 
     return contract.model_copy(
         update={

@@ -17,6 +17,7 @@ from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
 from demeanor.judges import judge_identities
 from demeanor.measure import measure_model
+from demeanor.measure.tasks import task_scores, tasks_identity
 from demeanor.model import load_model, load_reward_model
 from demeanor.objectives import OBJECTIVES
 from demeanor.plan import DEFAULT_BEHAVIOUR, Plan, prompt_inputs, read_inputs, recorded_identity
@@ -145,6 +146,7 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
             scores, replies = measure_model(
                 model, plan.tokenizer, plan.probes, contract, side, partial=partial, advance=advance, say=progress.say
             )
+        scores = [*scores, *task_scores(model, plan.tokenizer.inner, contract, side)]
         workspace.write_records(scores_file, scores)
         workspace.write_records(replies_file, replies)
         partial.unlink(missing_ok=True)
@@ -346,9 +348,9 @@ def stage_inputs(
         if OBJECTIVES[contract.training.objective].online:
             own |= reward_model_digests(contract, known)
     elif name in SIDES:
-        known = workspace.manifest()["stages"].get(name, {}).get("inputs", {}).get("judges", {})
+        stored = workspace.manifest()["stages"].get(name, {}).get("inputs", {})
         own = {
-            "judges": judge_identities(contract, known),
+            "judges": judge_identities(contract, stored.get("judges", {})),
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
             "probes": file_sha256(workspace.probes),
             "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},
@@ -357,6 +359,7 @@ def stage_inputs(
             "max_length": contract.training.max_length,
             "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],
             "functions": function_digests(contract),
+            "tasks": tasks_identity(contract, stored.get("tasks", {})),
             **reward_model_digests(contract, known),
         }
         if OBJECTIVES[contract.training.objective].trains_reward_model:

@@ -17,6 +17,7 @@ from demeanor.records import PreferencePair, Probe, content_id
 
 NEAR = 0.8  # Jaccard of word 3-grams from which two prompts are taken for the same question
 _OF_SENTENCES, _OF_TEXTS = ("minimal_pair_accuracy",), ("text_logp_per_token", "neutral_kl")
+_JOINT = ("reward_accuracy", "length_accuracy", "validation_loss", "displaced_share")
 _OF_PLAIN = _OF_SENTENCES + _OF_TEXTS
 
 
@@ -52,7 +53,9 @@ def distinct_probes(probes: Sequence[Probe]) -> tuple[list[Probe], list[str]]:
             if len(places) > 1:
                 groups |= dict.fromkeys(places, content_id(keys[places[0]]))
     if near:
-        notes.append(f"{near:,} probes ask nearly the same as another (Jaccard {NEAR:g} of word 3-grams): one draw each")
+        notes.append(
+            f"{near:,} probes ask nearly the same as another (Jaccard {NEAR:g} of word 3-grams): one draw each"
+        )
     return [replace(p, cluster=groups[n]) if n in groups else p for n, p in enumerate(kept)], notes
 
 
@@ -93,6 +96,8 @@ def check_answerable(contract: Contract, probes: Sequence[Probe]) -> list[str]:
     """
     notes = []
     for name, promise in contract.promises.items():
+        if promise.tasks is not None:
+            continue
         section = "collateral" if name in contract.collateral else "behaviours"
         own = [probe for probe in probes if probe.behaviour == name]
         if not own:
@@ -105,7 +110,7 @@ def check_answerable(contract: Contract, probes: Sequence[Probe]) -> list[str]:
                 remedy="state openings or a judge (and measurement.samples above 0)",
             )
         for place, limit in enumerate(promise.limits):
-            if not any(_can_answer(probe, limit.measure) for probe in own):
+            if not any(_can_answer(probe, promise, limit.measure) for probe in own):
                 raise InputError(
                     f"its probes cannot answer {limit.measure}: {_needs(limit.measure, own[0])}",
                     where=f"{section}.{name}.limits.{place}",
@@ -121,11 +126,13 @@ def _answers(probe: Probe, promise: Promise, contract: Contract) -> bool:
     return bool(probe.safe or probe.violating or openings or (judged and contract.measurement.samples))
 
 
-def _can_answer(probe: Probe, measure: str) -> bool:
+def _can_answer(probe: Probe, promise: Promise, measure: str) -> bool:
     if not probe.prompt:
         return measure in (_OF_SENTENCES if probe.violating else _OF_TEXTS)
     if measure in _OF_PLAIN:
-        return measure == "neutral_kl" and bool(probe.safe) and not probe.violating
+        return measure == "neutral_kl" and bool(promise.probes and probe.safe) and not probe.violating
+    if promise.probes and probe.safe and not probe.violating and measure in _JOINT:
+        return False  # a neutral dialog's reply was labelled by nobody
     if not (probe.safe or probe.violating):
         return measure.endswith(("_sampled_rate", "_corrected_rate", "_opening_mass")) or measure in (
             "reply_tokens",
@@ -141,10 +148,8 @@ def _needs(measure: str, probe: Probe) -> str:
         return "it is about plain texts" + (" or dialogs" if measure == "neutral_kl" else "")
     if not probe.prompt:
         return "it is about conversations, and they are plain texts"
-    return "it needs replies, and they are prompts alone"
+    return "it needs two replies" if probe.safe else "it needs replies, and they are prompts alone"
 
 
 def _flat(text: str) -> str:
     return " ".join(text.casefold().split())
-
-

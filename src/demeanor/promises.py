@@ -39,6 +39,7 @@ MEASURES = {
     "exp(-this)",
     "neutral_kl": "KL(after || before) of the next token, nats a token, mean over the positions of plain texts or of "
     "dialogs' replies; 0 before",
+    "task_accuracy": "share of the items of lm-evaluation-harness tasks that are right",
     "displaced_share": "share of pairs whose chosen reply became less likely although the margin grew; after only",
 }
 
@@ -161,6 +162,21 @@ class Waiver(Section):
         raise ValueError("must be a day, YYYY-MM-DD")
 
 
+class Tasks(Section):
+    """Tasks of lm-evaluation-harness (the extra `lm-eval`), instead of probes; of collateral only."""
+
+    names: tuple[Text, ...] = Field(min_length=1, description="of the tasks")
+    folder: Text | None = Field(None, description="with task files (YAML) of your own, which alone are known then")
+    metric: Text = Field("acc", description="of an item, 0 or 1: acc, acc_norm, exact_match ...")
+    limit: int | None = Field(None, ge=1, description="at most so many items of each task")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; default the task's own")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, data: Any) -> Any:
+        return {"names": [data] if isinstance(data, str) else data} if isinstance(data, str | list) else data
+
+
 class Promise(Section):
     """What is measured of a behaviour, and its limits."""
 
@@ -183,6 +199,9 @@ class Promise(Section):
         None,
         description="of a file of prompts labelled safe or unsafe: those that are asked; default for the judge refusal: "
         "safe where a refusal violates, else unsafe",
+    )
+    tasks: Tasks | None = Field(
+        None, description="collateral only: tasks of lm-evaluation-harness instead of probes, by name, or with settings"
     )
     limits: tuple[Limit, ...] = Field((), description="what must hold after training")
 
@@ -218,6 +237,16 @@ class Promise(Section):
         return self
 
     @model_validator(mode="after")
+    def _tasks_alone(self) -> Promise:
+        for name in ("probes", "prompts", "violating_openings", "safe_openings", "violating_patterns"):
+            if self.tasks is not None and getattr(self, name):
+                raise fault("tasks have their own prompts and answers: leave this out", name)
+        for place, limit in enumerate(self.limits):
+            if (limit.measure == "task_accuracy") != (self.tasks is not None):
+                raise fault("tasks have the measure task_accuracy, and nothing else has", "limits", place)
+        return self
+
+    @model_validator(mode="after")
     def _readable(self) -> Promise:
         for place, pattern in enumerate(self.violating_patterns):
             try:
@@ -244,6 +273,8 @@ class Behaviour(Promise):
 
     @model_validator(mode="after")
     def _by_kind(self) -> Behaviour:
+        if self.tasks is not None:
+            raise fault("belongs to collateral", "tasks")
         if self.kind == "permanent":
             for name in ("value", "examples"):
                 if getattr(self, name) not in (None, ()):

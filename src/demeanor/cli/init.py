@@ -147,11 +147,12 @@ def _print_keys() -> None:
 
     from demeanor.contract import MEASURES, Behaviour, Contract, Data, Limit, Measurement, Promise, Training, Waiver
     from demeanor.judge_settings import JudgeSettings
+    from demeanor.promises import Tasks
     from demeanor.reward_settings import RewardSettings
 
     sections: dict[str, type[BaseModel]] = {
         "": Contract, "behaviours.ID.": Behaviour, "collateral.ID.": Promise, "behaviours.ID.limits.": Limit, "waivers.": Waiver,
-        "behaviours.ID.judge.": JudgeSettings, "data.": Data,
+        "behaviours.ID.judge.": JudgeSettings, "collateral.ID.tasks.": Tasks, "data.": Data,
         "training.": Training, "training.rewards.": RewardSettings, "measurement.": Measurement,
     }  # fmt: skip
     for prefix, section in sections.items():

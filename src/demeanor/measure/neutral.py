@@ -63,11 +63,16 @@ def add_neutral(
             good, bad = totals
             known = math.isfinite(good) and math.isfinite(bad)
             better = (0.5 if good == bad else float(good > bad)) if known else None
-            own: dict[str, float | None] = {"minimal_pair_accuracy": better, "good_sentence_logp": good, "bad_sentence_logp": bad}
+            own: dict[str, float | None] = {
+                "minimal_pair_accuracy": better,
+                "good_sentence_logp": good,
+                "bad_sentence_logp": bad,
+            }
         else:
             own = {"text_logp_per_token": totals[0] / len(logps[0])}
         values[probe.behaviour, probe.id] = own
-    neutral = [p for p in chunk if p.safe and not p.violating and (not p.prompt or p.behaviour in contract.collateral)]
+    files = {name for name, promise in contract.promises.items() if promise.probes}  # else replies labelled one by one
+    neutral = [p for p in chunk if p.safe and not p.violating and (not p.prompt or p.behaviour in files)]
     sequences = []
     for probe in neutral:
         if not probe.prompt:

@@ -22,7 +22,9 @@ class _Finite(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not bool((scores < float("inf")).all()):  # not a number, or infinite
-            raise StageError("the model gives logits that are not finite: nothing can be sampled; its weights are damaged")
+            raise StageError(
+                "the model gives logits that are not finite: nothing can be sampled; its weights are damaged"
+            )
         return scores
 
 

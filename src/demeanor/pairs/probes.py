@@ -124,7 +124,9 @@ def _kind(row: Any) -> str | None:
     if "sentence_good" in plain and "sentence_bad" in plain:
         return SENTENCES
     row = canonical(row)
-    if any(row.get(name) is not None for name in _REPLIES) or (plain.keys() & {"label", "kto_tag"} and _label(row) is None):
+    if any(row.get(name) is not None for name in _REPLIES) or (
+        plain.keys() & {"label", "kto_tag"} and _label(row) is None
+    ):
         return None
     if is_messages(row.get("messages")):
         return DIALOGS

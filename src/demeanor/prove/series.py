@@ -18,7 +18,12 @@ Sides = list[tuple[Score, Score]]
 # Measures of both sides together, of which only `after` has a value; before training they are a constant.
 _JOINT = ("reward_accuracy", "length_accuracy", "validation_loss", "displaced_share")
 _BEFORE = {"validation_loss": math.log(2), "neutral_kl": 0.0}
-_DESCRIPTIVE = ("violating_tokens", "safe_tokens", "good_sentence_logp", "bad_sentence_logp")  # of the probes, not of a model: no comparison of their own
+_DESCRIPTIVE = (
+    "violating_tokens",
+    "safe_tokens",
+    "good_sentence_logp",
+    "bad_sentence_logp",
+)  # of the probes, not of a model: no comparison of their own
 _DRAWN = ("reply_tokens", "reward")  # these and the sampled rates: a probe that was not drawn is no missing evidence
 
 
@@ -141,6 +146,8 @@ def joint_values(before: Score, after: Score, beta: float) -> dict[str, float | 
     -log sigmoid(margin of the rewards), nats (Rafailov et al. 2023, eq. 7), because the base model is the reference.
     A reply that was labelled on its own is held against a reward of 0.
     """
+    if "neutral_kl" in after.values:  # a reply of a neutral dialog was labelled by nobody
+        return dict.fromkeys(_JOINT)
     safe_tokens, violating_tokens = before.values.get("safe_tokens"), before.values.get("violating_tokens")
     gain_safe, gain_violating = (
         _gain(before, after, f"{side}_logp") if tokens is not None or no_other else 0.0

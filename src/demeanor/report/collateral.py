@@ -16,6 +16,7 @@ from demeanor.report.words import NOT_SHOWN, interval_words, measure_words, perc
 
 _SHOWN = (
     "violating_opening_mass", "violating_sampled_rate", "safe_sampled_rate", "minimal_pair_accuracy",
+    "task_accuracy",
     "text_logp_per_token", "neutral_kl", "safe_logp_per_token", "reply_tokens", "invalid_sampled_rate",
     "repetitive_sampled_rate",
 )  # fmt: skip
@@ -107,5 +108,3 @@ def _perplexity(comparison: Comparison) -> str:
         return text
     low, high = (percent(math.exp(-end), 1) for end in (found.high, found.low))
     return f"{text}, which is {low} to {high} of what it was"
-
-

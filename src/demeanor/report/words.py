@@ -46,6 +46,7 @@ _MEASURES = {
     "minimal_pair_accuracy": ("grammar: minimal pairs whose good sentence is the more probable one", "probability"),
     "text_logp_per_token": ("log-probability per token of plain texts", "nats"),
     "neutral_kl": ("KL divergence from the model before training, a token", "nats"),
+    "task_accuracy": ("capability: items of lm-evaluation-harness tasks that are right", "probability"),
     "displaced_share": ("probes whose good reply became less likely although the margin grew", "probability"),
 }
 # they have no value before training, but for a reward model's own accuracy
@@ -61,6 +62,7 @@ PLOTTED = {
     "safe_sampled_rate": "good reply, when sampled",
     "invalid_sampled_rate": "empty or garbled, when sampled",
     "repetitive_sampled_rate": "repeats itself, when sampled",
+    "task_accuracy": "right, of the tasks' items",
     "minimal_pair_accuracy": "good sentence preferred, of the pair",
     "reward_accuracy": "winning reply preferred, of the pair",
 }
