@@ -3,10 +3,10 @@
     python -m benchmarks.collateral [--shared ../shared/data] [--run FOLDER] [--out benchmarks/results/collateral.json]
 
 Trains the starter by its own contract (about two minutes on two quiet cores), to which it adds collateral: harmless and
-harmful prompts (our look-alikes; XSTest, Röttger et al. 2024), 2,000 minimal pairs of BLiMP (Warstadt et al. 2020), and
-neutral texts and dialogs, every k-th one of the corpus that the base model was pre-trained on (its training saw a part of
-it). Every figure stands beside its equivalence verdict at 95 %: "pass" where the whole interval of the change lies within
-the stated bound, "not shown" or "fail" where it does not.
+harmful prompts (our look-alikes; XSTest, Röttger et al. 2024), 2,000 minimal pairs of BLiMP (Warstadt et al. 2020),
+and neutral texts and dialogs, every k-th one of the corpus that the base model was pre-trained on (it saw a part of
+them). Every figure stands beside its equivalence verdict at 95 %: "pass" where the whole interval of the change lies
+within the stated bound, "not shown" or "fail" where it does not.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 A simulated run draws probes from populations whose means are known, before and after training, and goes through
 `prove_contract` like a real one. Of each measure's intervals (after, and after - before) it is counted how often they
-hold the true mean, and on which side they miss it. Each limit's bound is put exactly at the truth, where a pass is wrong
-and most likely: the share of passes is the gate's false-pass rate, which must stay under 1 - confidence.
+hold the true mean, and on which side they miss it. Each limit's bound is put exactly at the truth, where a pass is
+wrong and most likely: the share of passes is the gate's false-pass rate, which must stay under 1 - confidence.
 
 The populations, a probe each (n probes a run):
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def test_the_judge_of_look_alikes_calls_a_refusal_violating_unless_another_rule_
 
 
 class Table(torch.nn.Module):
-    """logits[t + 1] = left[token t] @ right: the table is all that it knows. Looks like a PEFT model with an adapter."""
+    """logits[t + 1] = left[token t] @ right: the table is all that it knows. It looks like a PEFT model."""
 
     def __init__(self, seed: int, nan_at: int | None = None) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ def test_minimal_pairs_and_texts_equal_the_closed_form(tokenizer: Tokenizer) -> 
 
     def logp(text: str) -> tuple[float, int]:
         ids = [1, *tokenizer.inner(text, add_special_tokens=False)["input_ids"]]  # after the eos, as there is no bos
-        return sum(model.logps(a)[b] for a, b in zip(ids, ids[1:], strict=False)), len(ids) - 1
+        return sum(model.logps(a)[b] for a, b in itertools.pairwise(ids)), len(ids) - 1
 
     for place, (good, bad) in enumerate(pairs):
         own = scores[f"m{place}"]

@@ -48,7 +48,7 @@ def test_of_2000_simulated_runs_each_measure_covers_and_no_limit_passes_beyond_i
 
 
 def test_a_percentile_bootstrap_would_not_do() -> None:
-    """At 20 skewed values it covers less than 90 % of the time, and misses where a limit is passed; ours covers more."""
+    """At 20 skewed values it covers under 90 % of the time, and misses where a limit is passed; ours covers more."""
     from demeanor.statistics import estimate_mean
 
     rng, truth = np.random.default_rng(2), 0.05

@@ -17,7 +17,10 @@ from demeanor.plan import Plan, plan_run
 from demeanor.starter import starter_file
 from demeanor.workspace import Workspace
 
-WORDS = "alarm camera siren keypad sensor window door garage cable battery hub bridge lock key light plug".split()
+WORDS = (
+    "alarm", "camera", "siren", "keypad", "sensor", "window", "door", "garage",
+    "cable", "battery", "hub", "bridge", "lock", "key", "light", "plug",
+)  # fmt: skip
 
 
 def question(number: int) -> str:
@@ -192,10 +195,11 @@ def test_a_model_whose_logits_are_not_finite_stops_the_run(tmp_path: Path, llama
 
 
 def test_a_training_that_displaces_fails_although_its_margin_grows(tmp_path: Path) -> None:
-    """Two similar safe replies as a pair: the winning one loses probability, and accuracy alone would not show it."""
+    """Two similar safe replies as a pair, a full stop against an exclamation mark: the winning one loses probability
+    (Razin et al. 2024, Unintentional Unalignment), and accuracy alone would not show it."""
     rows = [json.loads(line) for line in starter_file("pairs.jsonl").read_text("utf-8").splitlines()]
     rows = list({json.dumps(row["prompt"]): row for row in rows if row["behaviour"] == "tone"}.values())
-    pairs = [{**row, "rejected": SIMILAR(row["chosen"])} for row in rows[:84]]
+    pairs = [{**row, "rejected": row["chosen"].replace(".", "!")} for row in rows[:80]]
     limits = [
         {"measure": "reward_accuracy", "min": 0.5},
         {"measure": "displaced_share", "max": 0.2},
@@ -204,8 +208,8 @@ def test_a_training_that_displaces_fails_although_its_margin_grows(tmp_path: Pat
     tone = {"limits": limits, "probes": written(tmp_path / "probes.jsonl", pairs[60:])}
     contract: Contract = contract_of(
         behaviours={"tone": tone},
-        data={"pairs": [written(tmp_path / "pairs.jsonl", pairs[:48])], "heldout_fraction": 0},
-        training={"learning_rate": 2e-3, "num_train_epochs": 3, "per_device_train_batch_size": 8, "lora_r": 8},
+        data={"pairs": [written(tmp_path / "pairs.jsonl", pairs[:32])], "heldout_fraction": 0},
+        training={"learning_rate": 3e-3, "num_train_epochs": 3, "per_device_train_batch_size": 8, "lora_r": 8},
         measurement={"samples": 0, "resamples": 1000},
     )
     plan = plan_run(contract, Workspace(tmp_path / "run"))

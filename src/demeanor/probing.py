@@ -1,4 +1,4 @@
-"""Are the probes fit to prove anything? Each asked once, none of them taught, and each limit can be answered by them."""
+"""Are the probes fit to prove anything? Each is asked once, none is taught, and they can answer each limit."""
 
 from __future__ import annotations
 

@@ -197,8 +197,8 @@ class Promise(Section):
     )
     prompts: Literal["safe", "unsafe"] | None = Field(
         None,
-        description="of a file of prompts labelled safe or unsafe: those that are asked; default for the judge refusal: "
-        "safe where a refusal violates, else unsafe",
+        description="of a file of prompts labelled safe or unsafe: those that are asked; default for the judge "
+        "refusal: safe where a refusal violates, else unsafe",
     )
     tasks: Tasks | None = Field(
         None, description="collateral only: tasks of lm-evaluation-harness instead of probes, by name, or with settings"

@@ -1,7 +1,7 @@
 """What the training should leave as it was: grammar, plain texts, and what is said to neutral prompts.
 
-    minimal_pair_accuracy   log p(good sentence) > log p(bad sentence), a tie counts half: whole sentences, without a chat
-                            template (Warstadt et al. 2020, BLiMP, section 4)
+    minimal_pair_accuracy   log p(good sentence) > log p(bad sentence), a tie counts half: whole sentences, without a
+                            chat template (Warstadt et al. 2020, BLiMP, section 4)
     text_logp_per_token     log p(text) / its tokens; exp(-it) is the text's perplexity
     neutral_kl              1/T sum over t of KL(after(. | x, y_<t) || before(. | x, y_<t)), over the T next tokens of a
                             plain text, or of a dialog's last reply
@@ -61,8 +61,8 @@ def add_neutral(
         totals = [sum(path) for path in logps]
         if probe.violating:
             good, bad = totals
-            known = math.isfinite(good) and math.isfinite(bad)
-            better = (0.5 if good == bad else float(good > bad)) if known else None
+            both = math.isfinite(good) and math.isfinite(bad)
+            better = (0.5 if good == bad else float(good > bad)) if both else None
             own: dict[str, float | None] = {
                 "minimal_pair_accuracy": better,
                 "good_sentence_logp": good,

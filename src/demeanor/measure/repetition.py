@@ -2,10 +2,11 @@
 
     seq-rep-n = 1 - (distinct n-grams) / (n-grams)      n = 4, in one reply (Welleck et al. 2020, section 6.1)
 
-Neural text degenerates into loops (Holtzman et al. 2020, The Curious Case of Neural Text Degeneration). A reply with a
-larger share than LIMIT counts as repetitive: 0.02 % of 102,540 replies in dialogs that people wrote (the starter's
-corpus) do, and 1.6 % of 6,160 longer ones of language models under attack (GPTFuzz's labelled replies). The n-grams are of words and marks, not of tokens, so that it can be computed again from the stored reply,
-and means the same under every tokenizer.
+Neural text degenerates into loops (Holtzman et al. 2020, The Curious Case of Neural Text Degeneration). A reply with
+a larger share than LIMIT counts as repetitive: 0.02 % of 102,540 replies in dialogs that people wrote (the starter's
+corpus) do, and 1.6 % of 6,160 longer ones of language models under attack (GPTFuzz's labelled replies). The n-grams
+are of words and marks, not of tokens, so that it can be computed again from the stored reply, and means the same
+under every tokenizer.
 """
 
 from __future__ import annotations

@@ -81,11 +81,13 @@ def tasks_identity(contract: Contract, known: dict[str, Any]) -> dict[str, Any]:
     for name, tasks in named_tasks(contract).items():
         old = known.get(name) or [None, None, None]
         folder = Path(tasks.folder) if tasks.folder else None
-        files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder and folder.is_dir() else None
+        files = None
+        if folder is not None and folder.is_dir():
+            files = [(str(file.relative_to(folder)), file) for file in sorted(folder.rglob("*")) if file.is_file()]
         found[name] = [
             tasks.model_dump(mode="json"),
             version("lm_eval") if importlib.util.find_spec("lm_eval") else old[1],
-            old[2] if files is None else digest([(str(file.relative_to(folder)), file_sha256(file)) for file in files]),
+            old[2] if files is None else digest([(place, file_sha256(file)) for place, file in files]),
         ]
     return found
 

@@ -5,9 +5,9 @@
     dialogs         [{"role": "user", ...}, {"role": "assistant", ...}] or {"messages": [...]}; the last reply counts
     plain texts     {"text": "..."}
 
-Minimal pairs and plain texts are no conversations: their probes have no prompt, and no chat template is put around them.
-BLiMP: Warstadt et al. 2020. XSTest: Röttger et al. 2024. `look-alikes` is a set of our own in XSTest's format that comes
-along: harmless questions in words that sound harmful.
+Minimal pairs and plain texts are no conversations: their probes have no prompt, and no chat template is put around
+them. BLiMP: Warstadt et al. 2020. XSTest: Röttger et al. 2024. `look-alikes` is a set of our own in XSTest's format
+that comes along: harmless questions in words that sound harmful.
 """
 
 from __future__ import annotations

@@ -122,11 +122,11 @@ def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Seri
         named = [probe for _, probe, _ in drawn], [cluster for *_, cluster in drawn]
         if measure not in _DESCRIPTIVE and any(value is not None for value in old + new):
             start = _BEFORE.get(measure) if measure == "neutral_kl" else None  # a model's divergence from itself
-            known = start is not None
-            found.append(Series(behaviour, measure, old, new, *named, *seeded, joint=known, start=start))
-    joint = [joint_values(old, new, contract.training.reward_beta) for old, new in sides]
+            joint = start is not None
+            found.append(Series(behaviour, measure, old, new, *named, *seeded, joint=joint, start=start))
+    both = [joint_values(old, new, contract.training.reward_beta) for old, new in sides]
     for measure in _JOINT:
-        values = [value[measure] for value in joint]
+        values = [value[measure] for value in both]
         if all(value is None for value in values):
             continue
         if measure == "length_accuracy":  # so far "the longer wins"; the rule may choose the better direction
