@@ -19,7 +19,9 @@ from demeanor.starter import starter_file
 from demeanor.workspace import Workspace
 
 TEXTS = [f"On day {number} it rained in the morning, and nobody minded the rain." for number in range(6)]
-TURNS = [[{"role": "user", "content": f"Is it day {n}?"}, {"role": "assistant", "content": "Yes, it is."}] for n in range(6)]
+TURNS = [
+    [{"role": "user", "content": f"Is it day {n}?"}, {"role": "assistant", "content": "Yes, it is."}] for n in range(6)
+]
 SENTENCES = [{"sentence_good": f"The {n} cats sleep.", "sentence_bad": f"The {n} cats sleeps."} for n in range(6)]
 
 
@@ -112,12 +114,10 @@ def test_the_divergence_is_that_of_the_two_models(plan: Plan, llama: Path) -> No
         else:
             continue
         kl = found[probe.behaviour, probe.id].values["neutral_kl"]
-        assert kl == pytest.approx(divergence(after, before, ids, start), rel=1e-3, abs=1e-7)
+        assert kl == pytest.approx(divergence(after, before, ids, start), rel=1e-3, abs=1e-6)
 
 
-def test_a_tuned_model_diverges_from_what_it_was_and_not_from_its_base(
-    plan: Plan, llama: Path, tmp_path: Path
-) -> None:
+def test_a_tuned_model_diverges_from_what_it_was_and_not_from_its_base(plan: Plan, llama: Path, tmp_path: Path) -> None:
     again = plan_run(contract(plan.workspace.adapter, tmp_path), Workspace(tmp_path / "run"))
     run(again)
     before = with_adapter(llama, plan.workspace.adapter)
@@ -125,7 +125,7 @@ def test_a_tuned_model_diverges_from_what_it_was_and_not_from_its_base(
     probe = next(probe for probe in again.probes if probe.behaviour == "texts")
     ids = again.tokenizer.text(probe.safe[0])
     kl = scores(again, "after")["texts", probe.id].values["neutral_kl"]
-    assert kl == pytest.approx(divergence(after, before, ids, 1), rel=1e-3, abs=1e-7)
+    assert kl == pytest.approx(divergence(after, before, ids, 1), rel=1e-3, abs=1e-6)
     assert release_stage(again, Progress())["mean_difference_nats"] < 1e-4  # the other adapter is not merged
 
 

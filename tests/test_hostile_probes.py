@@ -162,6 +162,15 @@ def test_a_limit_that_the_probes_cannot_answer_is_refused_before_the_training(
         planned(tmp_path, llama, PAIRS, probes, limits=limits, tone={"judge": "refusal"})
 
 
+@pytest.mark.parametrize("probes", [SENTENCES, TEXTS, PROMPTS])
+def test_a_reward_model_is_asked_of_replies_alone(llama: Path, tmp_path: Path, probes: list[Any]) -> None:
+    with pytest.raises(InputError, match="a reward model rewards replies"):
+        planned(
+            tmp_path, llama, PAIRS, probes, limits=[], tone={"judge": "refusal"},
+            training={"objective": "reward", "max_length": 256},
+        )  # fmt: skip
+
+
 def test_texts_that_the_model_cannot_take_are_left_out_and_counted(llama: Path, tmp_path: Path) -> None:
     texts = [*TEXTS, {"text": "A turn ends with <|end|> here."}, {"text": "word " * 300}]
     plan = planned(
@@ -199,17 +208,17 @@ def test_a_training_that_displaces_fails_although_its_margin_grows(tmp_path: Pat
     (Razin et al. 2024, Unintentional Unalignment), and accuracy alone would not show it."""
     rows = [json.loads(line) for line in starter_file("pairs.jsonl").read_text("utf-8").splitlines()]
     rows = list({json.dumps(row["prompt"]): row for row in rows if row["behaviour"] == "tone"}.values())
-    pairs = [{**row, "rejected": row["chosen"].replace(".", "!")} for row in rows[:80]]
+    pairs = [{**row, "rejected": row["chosen"].replace(".", "!")} for row in rows[:64]]
     limits = [
         {"measure": "reward_accuracy", "min": 0.5},
         {"measure": "displaced_share", "max": 0.2},
         {"measure": "safe_logp", "min_increase": 0},
     ]
-    tone = {"limits": limits, "probes": written(tmp_path / "probes.jsonl", pairs[60:])}
+    tone = {"limits": limits, "probes": written(tmp_path / "probes.jsonl", pairs[48:])}
     contract: Contract = contract_of(
         behaviours={"tone": tone},
-        data={"pairs": [written(tmp_path / "pairs.jsonl", pairs[:32])], "heldout_fraction": 0},
-        training={"learning_rate": 3e-3, "num_train_epochs": 3, "per_device_train_batch_size": 8, "lora_r": 8},
+        data={"pairs": [written(tmp_path / "pairs.jsonl", pairs[:24])], "heldout_fraction": 0},
+        training={"learning_rate": 3e-3, "num_train_epochs": 3, "per_device_train_batch_size": 6, "lora_r": 8},
         measurement={"samples": 0, "resamples": 1000},
     )
     plan = plan_run(contract, Workspace(tmp_path / "run"))

@@ -13,6 +13,7 @@ from demeanor.audit.shingles import shingle
 from demeanor.audit.texts import prompt_text
 from demeanor.contract import Contract, Promise
 from demeanor.errors import InputError
+from demeanor.objectives import OBJECTIVES
 from demeanor.records import PreferencePair, Probe, content_id
 
 NEAR = 0.8  # Jaccard of word 3-grams from which two prompts are taken for the same question
@@ -96,10 +97,17 @@ def check_answerable(contract: Contract, probes: Sequence[Probe]) -> list[str]:
     """
     notes = []
     for name, promise in contract.promises.items():
-        if promise.tasks is not None:
-            continue
         section = "collateral" if name in contract.collateral else "behaviours"
         own = [probe for probe in probes if probe.behaviour == name]
+        replied = all(probe.prompt and (probe.safe or probe.violating) for probe in own)
+        if OBJECTIVES[contract.training.objective].trains_reward_model and (promise.tasks or not replied):
+            raise InputError(
+                "a reward model rewards replies, and has nothing else to say",
+                where=f"{section}.{name}",
+                remedy="give probes that are pairs",
+            )
+        if promise.tasks is not None:
+            continue
         if not own:
             notes.append(f"{name} has no probe and no limit: nothing is measured of it")
             continue

@@ -11,8 +11,8 @@ Three intervals, by what the values are. None is ever of zero width.
 2. Other counted outcomes in [0, 1] (rates of several replies a prompt, 0 and 1 in clusters): Clopper and Pearson's
    for the number of independent outcomes that would have this variance (Korn and Graubard 1998).
 3. Everything else (exact probabilities, nats, differences): the studentised bootstrap (Efron 1979; Hall 1988) over
-   clusters, seeded. A percentile bootstrap covers 85 to 90 % of the time, not 95, at 20 skewed values, and its misses
-   lie on the side where a limit is passed (tests/test_coverage.py has the figures of both).
+   clusters, seeded. A percentile bootstrap covers 84 to 89 % of the time, not 95, at 20 very skewed values, and
+   its misses lie on the side where a limit is passed (tests/test_coverage.py).
 
 No resampling sees what did not occur. But when something occurs at none of G clusters, its share of all is at most
 s = 1 - tail^(1/G) (Clopper and Pearson). So a mean m between two ends (0 and 1; -1 and 1 for a difference of two such)

@@ -85,12 +85,15 @@ def _of_policy(
     spoken = [probe for probe in probes if probe.prompt]
     sampled = _sampled_probes(spoken, settings.max_sampled_probes) if settings.samples else set()
 
+    told: list[bool] = []
+
     def measure(chunk: list[Probe], start: int) -> tuple[list[Score], list[Reply]]:
         replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards, judges)
         own = [probe for probe in chunk if probe.prompt]
         scores = _score(scorer, tokenizer, own, contract, side, replies)
         scores = add_neutral(scores, model, scorer, tokenizer, chunk, contract, side)
-        if start == 0 and scorer.uses_trees is False:
+        if scorer.uses_trees is False and not told:
+            told.append(True)
             say(f"probes are scored one sequence at a time: {scorer.padded_because}")
         return scores, replies
 

@@ -136,7 +136,7 @@ def _kl(after: torch.Tensor, before: torch.Tensor) -> float:
     """Sum over the places [places, vocabulary]."""
     log_after, log_before = (torch.log_softmax(logits.float(), dim=-1) for logits in (after, before))
     differences = torch.where(log_after.isneginf(), 0.0, log_after - log_before)  # 0 log 0 = 0
-    return float((log_after.exp() * differences).sum(dtype=torch.float64))
+    return float((log_after.exp() * differences).sum())
 
 
 @contextmanager
