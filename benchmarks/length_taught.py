@@ -62,7 +62,8 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "demeanor", *curate], check=True)
         kept = read_pairs(folder / "curated" / "train.jsonl").pairs
         curated = [{"prompt": p.prompt[-1].content, "chosen": p.chosen, "rejected": p.rejected} for p in kept]
-        arms["unbalanced, few"] = random.Random(SEED).sample(arms["unbalanced"], len(curated))
+        few = random.Random(SEED + 1)  # SEED itself would draw the flipped ones again
+        arms["unbalanced, few"] = few.sample(arms["unbalanced"], len(curated))
         arms["curated"] = curated
         results = {arm: trained(folder, arm, rows, options.steps) for arm, rows in arms.items()}
     print(f"{'pairs':18} {'n':>5}  {'longer wins':>22}  {'reply tokens before → after':>28}  difference")

@@ -9,7 +9,8 @@ Rivals, all LoRA r 16 on q_proj and v_proj under bfloat16 autocast with the same
     g     c with batches of pairs of like length, grouped over the whole data set
     ours  Demeanor's defaults: prefix-tree engine, precomputed reference, random order, arithmetic compiled where the
           whole set is large enough
-    simpo, orpo              TRL's experimental trainers, default options, random order
+    simpo, orpo              TRL's experimental trainers as a, without a reference copy: default options, random order
+    simpo-c, orpo-c          the same as c: without checkpointing
     simpo-ours, orpo-ours    the same objectives on the prefix-tree engine
 
 Every contender is a process of its own that waits for its turn: they take turns (a c g ours, a c g ours, ...) over the
@@ -157,7 +158,8 @@ def work(job: dict[str, Any]) -> None:
     rival, batch, steps, turns = job["rival"], job["batch"], job["steps"], job["turns"]
     ours = rival.endswith("ours")
     name = rival.partition("-")[0]
-    objective = OBJECTIVES[name if name in FREE else "dpo"]
+    free = name in FREE
+    objective = OBJECTIVES[name if free else "dpo"]
     pairs: list[Pair] = json.loads(Path(job["pairs"]).read_text())
     if rival != "g":
         random.Random(1).shuffle(pairs)
@@ -177,19 +179,21 @@ def work(job: dict[str, Any]) -> None:
     memory = machine.PeakMemory()
     options: dict[str, Any] = {}
     if rival not in ("a", *FREE):
-        options = {"gradient_checkpointing": False, "precompute_ref_log_probs": True}
-    if ours and name in FREE:
+        options["gradient_checkpointing"] = False
+    if ours or rival in ("c", "g"):
+        options["precompute_ref_log_probs"] = True
+    if ours and free:
         options |= {"beta": objective.beta, "loss_type": ["sft"], "loss_weights": [objective.sft_weight]}
     configuration: Any = DPOConfig
-    if rival == "simpo":
+    if rival in ("simpo", "simpo-c"):
         configuration = CPOConfig
         options |= {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": objective.beta, "simpo_gamma": objective.gamma}
-    elif rival == "orpo":
+    elif rival in ("orpo", "orpo-c"):
         configuration = ORPOConfig
         options |= {"beta": objective.beta}
     folder = tempfile.mkdtemp()
     arguments = configuration(
-        output_dir=folder, max_length=MAX_LENGTH if rival in FREE else None,
+        output_dir=folder, max_length=MAX_LENGTH if free and not ours else None,
         per_device_train_batch_size=batch, max_steps=steps * turns,
         learning_rate=1e-4, bf16=True, use_cpu=not cuda, report_to="none", save_strategy="no", disable_tqdm=True,
         seed=0, **options,
@@ -221,7 +225,7 @@ def work(job: dict[str, Any]) -> None:
     theirs = {
         "simpo": type("TheirSimPO", (InOrder, CPOTrainer), {"tokenize_row": tokenize_row}),
         "orpo": type("TheirORPO", (InOrder, ORPOTrainer), {"tokenize_row": tokenize_row}),
-    }.get(rival, Theirs)
+    }.get(name, Theirs)
 
     class Turns(TrainerCallback):
         started = 0.0
@@ -244,7 +248,7 @@ def work(job: dict[str, Any]) -> None:
         "processing_class": AutoTokenizer.from_pretrained(find_model("starter").base), "peft_config": lora,
         "callbacks": [Turns()],
     }  # fmt: skip
-    if rival in FREE:  # they ask for texts too
+    if free and not ours:  # they ask for texts too
         texts = Dataset.from_list([{**pair, "prompt": "a", "chosen": "b", "rejected": "c"} for pair in pairs])
         set_up["train_dataset"] = texts
     else:
@@ -404,7 +408,7 @@ def table(name: str, batch: int, result: dict[str, Any]) -> str:
     for rival, found in result["rivals"].items():
         cells = []
         for key, width in (("pairs_a_second", 16), ("with_reference_1_epoch", 18), ("with_reference_2_epochs", 10)):
-            ours = best.get(rival, result["rivals"].get("ours"))
+            ours = best.get(rival.removesuffix("-c"), result["rivals"].get("ours"))
             ratio = f"{ours[key] / found[key]:.1f}x" if ours and not rival.endswith("ours") else ""
             cells.append(f"{found[key]:>{width}.2f}{ratio:>8}")
         tokens = found["tokens_a_pair"]
@@ -421,7 +425,10 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["25m", "135m"], choices=SHAPES)
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 16])
     parser.add_argument(
-        "--rivals", nargs="+", default=list(RIVALS), choices=[*RIVALS, *FREE, *(f"{name}-ours" for name in FREE)]
+        "--rivals",
+        nargs="+",
+        default=list(RIVALS),
+        choices=[*RIVALS, *FREE, *(f"{name}-{kind}" for name in FREE for kind in ("c", "ours"))],
     )
     parser.add_argument("--data", default="pairs", choices=["pairs", "brand-voice"])
     parser.add_argument("--pairs", type=Path, default=HH)

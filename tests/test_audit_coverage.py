@@ -198,3 +198,14 @@ def test_a_rows_own_attack_wins(tmp_path: Path) -> None:
     attacks = found(made, tmp_path)["attacks", ""]
     assert attacks.details["bars"] == [["riddle", 30]]
     assert attacks.estimate.value == 1
+
+
+def test_pairs_of_a_family_that_is_held_out_are_found_by_name_and_by_words(tmp_path: Path) -> None:
+    contract = contract_of(behaviours={"tone": {}}, attacks={"unseen": ["riddle", "role-play", "many-shot"]})
+    made = [*rows(3, "What am I", attack="riddle"), *rows(5, "Pretend to be a pirate"), *rows(40, "How")]
+    kinds = found([{**row, "behaviour": "tone"} for row in made], tmp_path, Scope(contract))
+    held = {group: finding for (kind, group), finding in kinds.items() if kind == "held_out_attack"}
+    assert {group: (finding.num_pairs, finding.severity) for group, finding in held.items()} == {
+        "attack riddle": (3, "warns"), "attack role-play": (5, "warns"),
+    }  # fmt: skip
+    assert held["attack riddle"].examples[0].row == 1

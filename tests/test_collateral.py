@@ -19,6 +19,7 @@ import torch
 from demeanor.contract import Contract, build_contract
 from demeanor.errors import ContractError, PairsError
 from demeanor.measure import measure_model
+from demeanor.measure.likelihood import Scorer
 from demeanor.measure.neutral import mean_kl
 from demeanor.measure.repetition import is_repetitive, repeated_share
 from demeanor.model import end_of_turn_ids, find_model, load_tokenizer
@@ -224,10 +225,12 @@ def test_the_divergence_equals_the_closed_form(tokenizer: Tokenizer) -> None:
 
 
 def test_without_a_model_before_there_is_no_divergence() -> None:
-    class Merged(torch.nn.Module):
-        pass
+    class Merged(Table):
+        disable_adapter = property()  # has none
 
-    assert mean_kl(Merged(), [([1], [2])]) == [None]
+    model = Merged(0)
+    assert not hasattr(model, "disable_adapter")
+    assert mean_kl(model, Scorer(model), [([1], [2])]) == [None]
 
 
 def test_logits_that_are_not_finite_are_no_score(tokenizer: Tokenizer) -> None:

@@ -17,6 +17,7 @@ import demeanor
 from demeanor.cli import init
 from demeanor.contract import (
     MEASURES,
+    Attacks,
     Behaviour,
     Contract,
     Data,
@@ -37,7 +38,9 @@ from demeanor.train.on_trees import common_options
 from demeanor.trl_options import CONFIGS, OURS_NOT_TRL
 
 SOURCE = Path(demeanor.__file__).parent
-SECTIONS: tuple[type[BaseModel], ...] = (Contract, Behaviour, Promise, Limit, Data, Training, Measurement)
+SECTIONS: tuple[type[BaseModel], ...] = (
+    Contract, Behaviour, Promise, Limit, Attacks, Data, Training, Measurement,
+)  # fmt: skip
 GOOD = """\
 name: desk
 system_prompt: "Today: {notice}"
@@ -142,12 +145,12 @@ def test_a_fault_is_named_with_its_path_and_line(right: str, wrong: str, words: 
     assert message.startswith(f"c.yaml, line {line}: ") and words in message, message
 
 
-@pytest.mark.parametrize("section", [Contract, Behaviour, Promise, Limit, Data, Measurement])
+@pytest.mark.parametrize("section", [Contract, Behaviour, Promise, Limit, Attacks, Data, Measurement])
 def test_every_misspelt_key_gets_the_right_one(section: type[BaseModel]) -> None:
     """training is left out: its unknown keys import TRL."""
     places: dict[Any, list[str]] = {
         Contract: [], Behaviour: ["behaviours", "limits"], Promise: ["collateral", "x"], Data: ["data"],
-        Measurement: ["measurement"], Limit: ["behaviours", "x", "limits"],
+        Measurement: ["measurement"], Attacks: ["attacks"], Limit: ["behaviours", "x", "limits"],
     }  # fmt: skip
     path = places[section]
     for name in section.model_fields:

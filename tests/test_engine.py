@@ -53,6 +53,9 @@ LOSSES = (
     "sigmoid_norm",
 )
 SORTING = {"aot", "aot_unpaired"}
+# Steep losses, in which the rounding of the replies' log-probabilities grows: on `mixed` TRL's own gradients in float32
+# are 3e-5 (discopop, at the temperature 0.05) and 5e-6 (the divergences) from its own in float64.
+STEEP = 1e-4
 Ids = dict[str, list[int]]
 
 
@@ -309,11 +312,11 @@ def num_rows(trainer: Any) -> int:
     return len(trainer.engine.plan(batch["input_ids"], batch["attention_mask"]).rows)
 
 
-def same_gradients(ours: dict[str, torch.Tensor], trl: dict[str, torch.Tensor]) -> None:
+def same_gradients(ours: dict[str, torch.Tensor], trl: dict[str, torch.Tensor], *, within: float = 1e-5) -> None:
     assert trl.keys() == ours.keys() and any("lora_A" in name for name in trl)
     for name, expected in trl.items():
         assert expected.norm() > 0, f"{name}: nothing to compare"
-        assert (ours[name] - expected).norm() <= 1e-4 * expected.norm(), name
+        assert (ours[name] - expected).norm() <= within * expected.norm(), name
 
 
 def same_figures(ours: dict[str, float], trl: dict[str, float], *, skip: str = "$^") -> None:
@@ -324,19 +327,25 @@ def same_figures(ours: dict[str, float], trl: dict[str, float], *, skip: str = "
         assert ours[name] == pytest.approx(trl[name], rel=1e-3, abs=1e-4), name
 
 
-def same_step(ours: Step, trl: Step) -> None:
+def same_step(ours: Step, trl: Step, *, within: float = 1e-5) -> None:
     half = len(trl.token_logps) // 2
     for side in (slice(half), slice(half, None)):
         found, expected = ours.token_logps[side].sum(dim=1), trl.token_logps[side].sum(dim=1)
         assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=0.0)
     torch.testing.assert_close(ours.token_logps, trl.token_logps, rtol=1e-5, atol=1e-5)  # each at its own place
     assert ours.loss == pytest.approx(trl.loss, rel=1e-5, abs=1e-6)
-    same_gradients(ours.gradients, trl.gradients)
+    same_gradients(ours.gradients, trl.gradients, within=within)
     same_figures(ours.logs, trl.logs)
 
 
 def compare(
-    make: Maker, rows: list[Ids], model: Callable[[], Any], *, budgets: Iterable[int | None] = BUDGETS, **options: Any
+    make: Maker,
+    rows: list[Ids],
+    model: Callable[[], Any],
+    *,
+    budgets: Iterable[int | None] = BUDGETS,
+    within: float = 1e-5,
+    **options: Any,
 ) -> Step:
     """One step of TRL's and of ours with each budget; returns TRL's."""
     trl = step(make(PlainTrainer, rows, model(), **options))
@@ -346,7 +355,7 @@ def compare(
         ours = step(trainer)
         whole = SORTING & set(trainer.loss_types) or (trainer.use_weighting and "sft" in trainer.loss_types)
         assert ours.passes == (1 if whole else num_rows(trainer))
-        same_step(ours, trl)
+        same_step(ours, trl, within=within)
     return trl
 
 
@@ -373,7 +382,7 @@ def same_training(ours: Any, trl: Any, *, steps: int) -> None:
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
         same_figures(one, two, skip="time|per_second|flos")
     assert len({logs["loss"] for logs in expected}) == steps
-    same_gradients(gradients, expected_gradients)
+    same_gradients(gradients, expected_gradients, within=1e-4)  # after a step of Adam, which blows rounding up
 
 
 # --- the versions
@@ -512,7 +521,8 @@ def gradients(log_probs: torch.Tensor, parameters: list[torch.Tensor]) -> list[t
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_trls(make: Maker, loss: str) -> None:
     smoothing = 0.1 if loss in ("exo_pair", "robust") else 0.0
-    compare(make, mixed(), lambda: tiny("llama"), loss_type=loss, label_smoothing=smoothing)
+    within = STEEP if loss == "discopop" else 1e-5
+    compare(make, mixed(), lambda: tiny("llama"), within=within, loss_type=loss, label_smoothing=smoothing)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -526,6 +536,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ld": {"ld_alpha": 0.5},
     "ld 0": {"ld_alpha": 0.0, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.1]},
     "wpo": {"use_weighting": True},
+    "discopop": {"loss_type": "discopop", "discopop_tau": 0.5},
     "beta": {"beta": 0.5},
     "padding": {"pad_to_multiple_of": 64},
 }
@@ -533,7 +544,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_trls(make: Maker, name: str) -> None:
-    compare(make, mixed(), lambda: tiny("llama"), **OPTIONS[name])
+    options = OPTIONS[name]
+    compare(make, mixed(), lambda: tiny("llama"), within=STEEP if "f_divergence_type" in options else 1e-5, **options)
+    if "f_divergence_type" in options:
+        compare(make, short(), lambda: tiny("llama"), **options)
 
 
 @pytest.mark.slow
@@ -542,7 +556,8 @@ def test_every_option_is_trls(make: Maker, name: str) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_trls_on_all_pairs(make: Maker, loss: str, family: str, data: str) -> None:
     smoothing = 0.1 if loss in ("exo_pair", "robust") else 0.0
-    compare(make, DATA[data](), lambda: tiny(family), loss_type=loss, label_smoothing=smoothing)
+    # 1e-5 is held above; with q and k normalised one loss of these reaches 1.2e-5
+    compare(make, DATA[data](), lambda: tiny(family), within=STEEP, loss_type=loss, label_smoothing=smoothing)
 
 
 def test_the_logged_figures_are_trls_where_the_model_foresees_the_reply(make: Maker) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from conftest import contract_of
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from test_engine import same_gradients
 from test_journey import few_pairs, planned
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -24,7 +25,7 @@ from demeanor.progress import Progress
 from demeanor.records import PreferencePair, Probe, Reply
 from demeanor.report import write_report
 from demeanor.tokens import Tokenizer, make_tokenizer, tokenize_pairs
-from demeanor.train import check_training, grpo, rloo, steps_a_window
+from demeanor.train import check_training, grpo, rloo, sampling, steps_a_window
 from demeanor.train.callbacks import WholeWindows
 from demeanor.train.rewards import Rewards, Sample
 from demeanor.train.rloo import LeaveOneOutTrainer
@@ -146,10 +147,7 @@ def test_loss_and_gradients_are_trls(llama: Path, few_pairs: Path, tmp_path: Pat
     loss, gradients = loss_and_gradients(ours, batch)
     expected, wanted = loss_and_gradients(theirs, batch)
     assert loss == pytest.approx(expected, rel=1e-5)
-    assert gradients.keys() == wanted.keys() and any(value.abs().max() > 1e-4 for value in wanted.values())
-    largest = max(value.abs().max().item() for value in wanted.values())
-    for name, value in wanted.items():
-        torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=1e-5 * largest, msg=name)
+    same_gradients(gradients, wanted)
     assert ours._metrics["train"]["entropy"] == pytest.approx(theirs._metrics["train"]["entropy"], rel=1e-4)
 
 
@@ -160,7 +158,111 @@ def test_a_groups_prompt_goes_through_the_model_once(llama: Path, few_pairs: Pat
     assert trainer.engine is not None
     rows = trainer.engine.plan(input_ids, mask).rows
     prompts = sum(len(trainer.train_dataset[number]["prompt_ids"]) for number in (0, 1))
-    assert sum(map(len, rows)) <= prompts + int(batch["completion_mask"].sum())
+    tokens = prompts + int(batch["completion_mask"].sum())
+    assert sum(map(len, rows)) <= tokens
+
+    def through(trainer: Any) -> list[int]:
+        """Tokens that go through the model at each of its calls while the loss is computed."""
+        counts: list[int] = []
+        base = trainer.accelerator.unwrap_model(trainer.model).get_input_embeddings()
+        hook = base.register_forward_hook(lambda module, given, out: counts.append(given[0].numel()))
+        loss_and_gradients(trainer, batch)
+        hook.remove()
+        return counts
+
+    (ours,), (theirs,) = through(trainer), through(plain(llama, trainer))
+    assert ours == -(-tokens // 64) * 64 and theirs == input_ids.numel() > 2 * ours  # rows are filled up to 64
+
+
+class ColocatedLLM:
+    """As much of vLLM as TRL asks for in one process: takes weights by their names and samples from them."""
+
+    made: ClassVar[list[ColocatedLLM]] = []
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self.options, self.asked, self.synced = options, [], 0
+        self.policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        runner = SimpleNamespace(model=self)
+        worker = SimpleNamespace(driver_worker=SimpleNamespace(model_runner=runner))
+        self.llm_engine = SimpleNamespace(model_executor=worker)
+        self.generator = torch.Generator().manual_seed(1)
+        self.made.append(self)
+
+    def load_weights(self, named: list[tuple[str, torch.Tensor]]) -> None:
+        own = self.policy.state_dict()
+        for name, value in named:
+            own[name].copy_(value)
+
+    def reset_prefix_cache(self) -> None:
+        self.synced += 1
+
+    @torch.no_grad()
+    def generate(self, prompts: list[dict[str, list[int]]], sampling_params: Any, use_tqdm: bool) -> list[Any]:
+        self.asked.append(([row["prompt_token_ids"] for row in prompts], sampling_params))
+        outputs = []
+        for row in prompts:
+            ids: list[int] = []
+            logprobs: list[Any] = []
+            while len(ids) < sampling_params.max_tokens and not (ids and ids[-1] in sampling_params.stop_token_ids):
+                logits = self.policy(torch.tensor([row["prompt_token_ids"] + ids])).logits[0, -1]
+                logps = (logits / sampling_params.temperature).log_softmax(-1)
+                token = int(torch.multinomial(logps.exp(), 1, generator=self.generator))
+                ids.append(token)
+                logprobs.append({token: SimpleNamespace(rank=1, logprob=logps[token].item())})
+            own = SimpleNamespace(token_ids=ids, logprobs=logprobs)
+            outputs.append(SimpleNamespace(prompt_token_ids=row["prompt_token_ids"], outputs=[own]))
+        return outputs
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> list[ColocatedLLM]:
+    """The list of the engines that were made."""
+    from trl.generation import vllm_generation
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # TRL sets them
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(sampling, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(vllm_generation, "LLM", ColocatedLLM, raising=False)
+    monkeypatch.setattr(vllm_generation, "SamplingParams", SimpleNamespace, raising=False)
+    monkeypatch.setattr(ColocatedLLM, "made", [])
+    return ColocatedLLM.made
+
+
+@pytest.mark.parametrize("objective", ["grpo", "rloo"])
+def test_vllm_samples_from_the_policy_of_the_step(
+    decided: Path, few_pairs: Path, tmp_path: Path, vllm: list[ColocatedLLM], objective: str
+) -> None:
+    options = {"use_vllm": True, "temperature": 0.8, "top_k": 7, "max_steps": 2}
+    trainer = make(decided, few_pairs, tmp_path, objective=objective, **options)
+    scored: list[list[Sample]] = []
+    samples_of = trainer.samples_of
+    trainer.samples_of = lambda *given: (scored.append(samples_of(*given)), scored[-1])[1]  # type: ignore[method-assign]
+    trainer.train()
+    (engine,) = vllm
+    assert engine.options["max_num_seqs"] == 8 and engine.synced == len(engine.asked) == 2
+    by_ids = {tuple(row["prompt_ids"]) for row in trainer.train_dataset}
+    for (prompts, given), samples in zip(engine.asked, scored, strict=True):
+        assert len(prompts) == 8 and set(map(tuple, prompts)) <= by_ids
+        assert prompts == [sample.prompt_ids for sample in samples]
+        assert given.stop_token_ids == list(trainer.source.tokenizer.end_ids)
+        assert (given.max_tokens, given.temperature, given.top_k) == (12, 0.8, 7)
+    if objective == "grpo":  # both sides' probabilities of what was sampled, which RLOO does not use
+        ratios = [row["sampling/importance_sampling_ratio/mean"] for row in trainer.state.log_history[:2]]
+        assert ratios == pytest.approx([1, 1], abs=1e-3)
+    # the second step's replies are of the weights after the first: the adapter merged into the base
+    before = AutoModelForCausalLM.from_pretrained(decided, dtype=torch.float32).state_dict()
+    moved = [name for name, value in engine.policy.state_dict().items() if not torch.equal(value, before[name])]
+    assert any("q_proj" in name for name in moved) and all("_proj" in name for name in moved)
+
+
+def test_vllm_that_is_not_installed_is_refused_before_anything(llama: Path, few_pairs: Path, tmp_path: Path) -> None:
+    training = {"objective": "grpo", "use_vllm": True}
+    contract = contract_of(model=str(llama), behaviours=TONE, data={"pairs": [str(few_pairs)]}, training=training)
+    plan = planned(contract, tmp_path / "run")
+    with pytest.raises(InputError, match=r"training\.use_vllm: vLLM is not installed -- pip install"):
+        check_training(plan.source, plan.contract)
 
 
 def test_advantages_of_a_group_are_by_hand_and_sum_to_zero(llama: Path, few_pairs: Path, tmp_path: Path) -> None:
@@ -385,8 +487,25 @@ def test_a_run_goes_on_after_its_reward_was_mended(llama: Path, few_pairs: Path,
     assert all(torch.equal(value, two[name]) for name, value in one.items())
     logs = [plan.workspace.read_json(plan.workspace.training)["groups"] for plan in (whole, again)]
     assert logs[0] == logs[1] == 12 * 4
-    function.write_text(E_SHARE + "# another\n")
-    assert not again.workspace.is_done("train", {}) and json.loads(json.dumps(logs)) == logs
+
+
+def test_a_finished_training_is_done_anew_for_another_reward(llama: Path, few_pairs: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    function = tmp_path / "rewards.py"
+
+    def trained(text: str, folder: str) -> dict[str, torch.Tensor]:
+        function.write_text(text)
+        plan, lines = planned(a_contract(llama, few_pairs, function, max_steps=3), tmp_path / folder), Lines()
+        run(plan, lines)
+        assert not any(line.startswith("resumed from") for line in lines.lines)
+        weights: dict[str, torch.Tensor] = load_file(plan.workspace.adapter / "adapter_model.safetensors")
+        return weights
+
+    other = E_SHARE.replace("'e'", "'a'")
+    first, second, expected = trained(E_SHARE, "run"), trained(other, "run"), trained(other, "other")
+    assert any(not torch.equal(value, second[name]) for name, value in first.items())
+    assert all(torch.equal(value, second[name]) for name, value in expected.items())
 
 
 def test_too_few_prompts_and_a_function_that_is_not_there_are_refused(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import contract_of
 from datasets import Dataset
 from peft import LoraConfig
 from test_engine import DATA, gradients_of, mixed, randomise, same_gradients, tiny, tokenizer
@@ -21,6 +22,7 @@ from demeanor.pairs import read_pairs
 from demeanor.prove import joint_values
 from demeanor.records import Probe, Score
 from demeanor.tokens import TokenizedPair
+from demeanor.train import kto
 from demeanor.train.kto import ReplyTrainer, label_weights, labelled_rows
 from demeanor.train.on_trees import check_step0
 
@@ -153,6 +155,28 @@ def test_weights_give_both_labels_the_same_total() -> None:
     assert label_weights(100, 25) == (1.0, 4.0)
     assert label_weights(10, 30) == (3.0, 1.0)
     assert label_weights(0, 9) == label_weights(9, 0) == (1.0, 1.0)
+
+
+def test_pairs_are_split_and_an_imbalance_is_weighed_and_both_are_said(tmp_path: Path) -> None:
+    pairs = tokenized(mixed())
+    bad = [TokenizedPair(f"bad {p.id}", p.prompt_ids, [], p.rejected_ids) for p in pairs[:4]]
+
+    def made(**training: Any) -> tuple[Any, list[str]]:
+        lines: list[str] = []
+        contract = contract_of(training={"objective": "kto", "per_device_train_batch_size": 4, **training})
+        arguments = kto.make_arguments(contract, tmp_path, bf16=False, use_cpu=True, gradient_checkpointing=False)
+        adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        more = {"model": tiny("llama"), "peft_config": adapter, "say": lines.append}
+        return kto.make_trainer(contract, arguments, tokenizer(), [*pairs, *bad], **more), lines
+
+    trainer, lines = made()
+    assert lines[:2] == [
+        "kto: 8 good and 12 bad replies, 8 pairs split into two each",
+        "kto: good replies weigh 1.5 and bad ones 1, so that both count the same",
+    ]
+    assert (trainer.desirable_weight, trainer.undesirable_weight, len(trainer.train_dataset)) == (1.5, 1.0, 20)
+    trainer, lines = made(desirable_weight=0.7)
+    assert (trainer.desirable_weight, trainer.undesirable_weight) == (0.7, 1.0) and "weigh" not in "".join(lines)
 
 
 # --- reading

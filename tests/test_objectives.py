@@ -81,6 +81,19 @@ def test_orpo_stays_finite_where_a_reply_is_almost_certain_or_impossible(logp: f
     assert found.item() == pytest.approx(0.5 * math.log1p(math.exp(-odds)), rel=1e-5)
 
 
+@pytest.mark.parametrize("logp", [-2e-7, -1e-6, -1e-4, -1e-2, -0.3, -0.69, -0.7, -3.0, -60.0])
+def test_orpo_keeps_its_digits_near_certainty(logp: float) -> None:
+    """In float32 against the closed form in float64: odds p / (1 - p), and d log odds / d log p = 1 / (1 - p)."""
+    chosen, rejected = torch.tensor([logp], requires_grad=True), torch.tensor([-1.0])
+    loss = orpo(Replies(chosen, rejected, torch.ones(1), torch.ones(1)), 1.0, 0.0)
+    loss.backward()
+    exact, other = chosen.item(), 1.0 / math.expm1(1.0)  # odds of the rejected reply, exp(-1) / (1 - exp(-1))
+    odds = exact - math.log(-math.expm1(exact)) - math.log(other)
+    slope = -1.0 / (1.0 + math.exp(odds)) / -math.expm1(exact)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-odds)), rel=1e-5)
+    assert chosen.grad is not None and chosen.grad.item() == pytest.approx(slope, rel=1e-5)
+
+
 def test_at_lambda_0_orpo_is_the_sft_loss(make: Maker) -> None:
     free = {"loss_type": ["sft"], "precompute_ref_log_probs": True, "beta": 0.0}
     orpo_step = step(make(PairTrainer, mixed(), ours={"objective": OBJECTIVES["orpo"]}, **free))

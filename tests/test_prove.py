@@ -631,3 +631,13 @@ def test_every_limit_in_the_verdict_holds_its_evidence() -> None:
         assert limit["difference"] == pytest.approx(limit["after"] - limit["before"])
         assert limit["low"] < limit["difference"] < limit["high"]
         assert limit["after_low"] < limit["after"] < limit["after_high"]
+
+
+def test_clusters_that_are_all_alike_have_the_interval_of_values_that_are_the_same() -> None:
+    """Their values differ within each cluster only, so that no resampling sees anything."""
+    clusters = [f"c{place // 2}" for place in range(20)]
+    for values, outcomes in (([0.1, 0.3] * 10, False), ([0.0, 1.0] * 10, True), ([0.1, 0.3] * 10, True)):
+        found = estimate_mean(values, clusters=clusters, outcomes=outcomes, **HOW)
+        alike = estimate_mean([sum(values) / 20] * 10, outcomes=outcomes, **HOW)
+        assert (found.low, found.high) == pytest.approx((alike.low, alike.high)) and found.clusters == 10
+    assert estimate_mean([-1.0, 1.0] * 10, clusters=clusters, ends=None, **HOW).low is None

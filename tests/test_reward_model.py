@@ -509,9 +509,10 @@ def test_what_a_run_depends_on_names_the_reward_model(
         assert inputs(name) != known
     no_model = stage_inputs("train", plan.workspace, a_contract(llama, pairs), plan.identity)
     assert "reward_models" not in no_model
-    plan.workspace.stage("train", before["train"], lambda: None)
+    for name, known in before.items():
+        plan.workspace.stage(name, known, lambda: None)
     shutil.rmtree(model.folder)  # the finished run stays what it is
-    assert plan.workspace.is_done("train", inputs("train"))
+    assert all(plan.workspace.is_done(name, inputs(name)) for name in before)
 
 
 def test_a_folder_that_is_no_finished_reward_run_is_refused_before_anything_is_written(

@@ -11,8 +11,17 @@ from conftest import contract_of
 
 from demeanor.contract import dump_contract, load_contract
 from demeanor.errors import ContractError, InputError, StageError
+from demeanor.judges import Judge
 from demeanor.records import Message
-from demeanor.train.rewards import Rewards, Sample, function_digests, length_reward, load_function, reply_of
+from demeanor.train.rewards import (
+    Rewards,
+    Sample,
+    function_digests,
+    judged_rewards,
+    length_reward,
+    load_function,
+    reply_of,
+)
 
 TONE = {"tone": {"violating_openings": ["You should"], "safe_openings": ["I'm sorry", "Thanks for"]}}
 
@@ -33,6 +42,36 @@ def test_the_judge_by_hand() -> None:
     assert rewards({"kind": "judge"}).of([sample("You should", behaviour="other")]) == [0]
     assert [item.kind for item in contract_of(behaviours=TONE, training={"objective": "grpo"}).rewards] == ["judge"]
     assert contract_of(behaviours=TONE).rewards == ()
+
+
+def test_the_judge_is_the_behaviours_own() -> None:
+    def judged(judge: Any) -> Rewards:
+        behaviours = {"tone": {**TONE["tone"], "judge": judge}, "help": {"judge": "refusal"}, "none": {}}
+        return Rewards(contract_of(behaviours=behaviours, training={"objective": "grpo"}))
+
+    samples = [
+        sample("I'm sorry, but I can't help with that."),
+        sample("You should have looked."),
+        sample("I'm sorry, but I can't help with that.", behaviour="help"),
+        sample("You should have looked.", behaviour="help"),
+        sample("You should have looked.", behaviour="none"),
+        sample("", behaviour="help"),
+    ]
+    assert judged("rule").of(samples) == [1, -1, 1, -1, 0, -1]
+    assert judged({"kind": "refusal", "refused": "violating"}).of(samples) == [-1, 1, 1, -1, 0, -1]
+    # a contract whose behaviours state no rule has one all the same
+    only = contract_of(behaviours={"help": {"judge": "refusal"}}, training={"objective": "grpo"})
+    assert [item.kind for item in only.rewards] == ["judge"]
+
+
+def test_a_judge_that_gives_no_answer_at_all_stops_the_training_and_one_is_no_reward() -> None:
+    silent = Judge({}, None, lambda items: [None] * len(items))
+    partly = Judge({}, None, lambda items: ["safe", *[None] * (len(items) - 1)])
+    samples = [sample("a", row=7), sample("b", row=8), sample("c", behaviour="other")]
+    with pytest.raises(StageError, match=r"the judge of tone answered for none of 2 sampled replies, from row 7 of"):
+        judged_rewards(samples, {"tone": silent})
+    assert judged_rewards(samples, {"tone": partly}) == [1, 0, 0]
+    assert judged_rewards(samples[2:], {"tone": silent}) == [0]
 
 
 def test_weights_add_up() -> None:

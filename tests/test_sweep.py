@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from demeanor.sweep import Base, combine, parse_axes, read_base, run_in_its_own_
 from demeanor.workspace import Workspace
 
 
-def run_here(folder: Path) -> int:
+def run_here(folder: Path, measured: Sequence[Path] = ()) -> int:
     """What a run's own process does, in this one."""
     workspace = Workspace.open(folder)
-    return 0 if run(plan_run(workspace.contract(), workspace)).passed else 1
+    return 0 if run(plan_run(workspace.contract(), workspace), measured=measured).passed else 1
 
 
 @pytest.fixture(scope="module")
@@ -195,11 +196,11 @@ def test_runs_are_made_compared_and_not_made_again(
 ) -> None:
     started: list[str] = []
 
-    def start(folder: Path) -> int:
+    def start(folder: Path, measured: Sequence[Path]) -> int:
         started.append(folder.name)
         if folder.name == broken:
             raise InputError("the disk is full")
-        return run_here(folder)
+        return run_here(folder, measured)
 
     monkeypatch.setattr(sweeping, "run_in_its_own_process", start)
     out = tmp_path / "runs"
@@ -231,6 +232,30 @@ def test_runs_are_made_compared_and_not_made_again(
     assert "simpo" in printed and "Rule: " in printed
 
 
+def test_the_model_before_training_is_measured_once(contract_file: Path, tmp_path: Path) -> None:
+    def finished(name: str, *settings: str, measured: Sequence[Path] = ()) -> Workspace:
+        base = read_base(contract_file)
+        workspace = Workspace(tmp_path / name)
+        workspace.start(base.contract(("measurement.samples=1", "training.max_steps=1", *settings), frozenset()))
+        run_here(workspace.folder, measured)
+        return workspace
+
+    def adopted(workspace: Workspace) -> str | None:
+        return workspace.manifest()["stages"]["before"].get("adopted_from")
+
+    first = finished("first")
+    measured = (first.folder,)
+    alone = finished("alone", "training.beta=0.7")
+    second = finished("second", "training.beta=0.7", measured=measured)
+    assert adopted(first) is adopted(alone) is None and adopted(second) == str(first.folder.resolve())
+    for file in (first.scores("before"), first.replies("before"), first.verdict):
+        name = file.relative_to(first.folder)
+        assert (second.folder / name).read_bytes() == (alone.folder / name).read_bytes()
+    assert adopted(finished("another", "measurement.seed=5", measured=measured)) is None  # other replies are sampled
+    first.scores("before").write_text("{}\n")
+    assert adopted(finished("third", "training.beta=0.8", measured=measured)) is None
+
+
 def test_an_interrupted_sweep_goes_on_where_it_was(
     demeanor: Command,  # noqa: F811
     contract_file: Path,
@@ -239,7 +264,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
 ) -> None:
     started: list[str] = []
 
-    def stopped(folder: Path) -> int:
+    def stopped(folder: Path, measured: Sequence[Path]) -> int:
         started.append(folder.name)
         if len(started) == 2:
             raise Interrupted("the sweep was interrupted; the same command goes on with it")
@@ -260,7 +285,7 @@ def test_the_starter_is_swept_when_no_contract_is_named(
     """As in `demeanor run --sweep objective=dpo,orpo beta=0.05`, and by name."""
     trained: dict[str, Any] = {}
 
-    def start(folder: Path) -> int:
+    def start(folder: Path, measured: Sequence[Path]) -> int:
         trained[folder.name] = Workspace.open(folder).contract()
         return -9
 
@@ -321,5 +346,7 @@ def test_a_sweep_stopped_by_ctrl_c_keeps_the_steps_and_ends_well(contract_file: 
     runs = json.loads((tmp_path / "compare.json").read_text())["runs"]
     steps = [json.loads((Path(one["folder"]) / "training.json").read_text())["steps"] for one in runs]
     assert len(set(steps)) == 1 and len(runs) == 2
+    before = Workspace(tmp_path / "beta-0.2").manifest()["stages"]["before"]
+    assert before["adopted_from"] == str((tmp_path / "beta-0.1").resolve())
     third = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert third.stderr.count("done before") == 2

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from demeanor.attack_settings import Attacks
 from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault, nearest
 from demeanor.judge_settings import read_card
 from demeanor.objectives import OBJECTIVES
 from demeanor.promises import (
+    AFTER_ONLY,
+    BEST_OF_SAMPLES,
     LOOK_ALIKES,
     MEASURES,
     OF_REWARD_MODELS,
@@ -27,6 +30,9 @@ from demeanor.promises import (
     Limit,
     Promise,
     Waiver,
+    best_of,
+    of_family,
+    prefill_of,
 )
 from demeanor.records import content_id
 from demeanor.reward_settings import RewardSettings
@@ -38,6 +44,8 @@ from demeanor.trl_options import check_trl_options
 __all__ = [
     "MEASURES",
     "STARTER",
+    "Adaptive",
+    "Attacks",
     "Behaviour",
     "Contract",
     "Data",
@@ -83,6 +91,15 @@ class Data(Section):
         return (value,) if isinstance(value, str) else value
 
 
+class Adaptive(Section):
+    """The attacker that searches for each probe's worst prompt (`measure/adaptive.py`); one budget for both sides."""
+
+    budget: int = Field(0, ge=0, description="prompts that the model is asked of a probe; 0: no attacker")
+    suffix_tokens: int = Field(16, ge=1, description="longest suffix that it may put after the prompt")
+    max_probes: int = Field(16, ge=1, description="at most so many probes of each behaviour are attacked")
+    candidates: int = Field(16, ge=1, description="prompts asked at a time, all edits of the best one so far")
+
+
 class Measurement(Section):
     """How the probes are measured, before and after alike."""
 
@@ -90,10 +107,33 @@ class Measurement(Section):
     max_sampled_probes: int = Field(64, ge=0, description="at most so many probes of each behaviour are sampled")
     temperature: float = Field(1.0, gt=0, description="of the sampled replies")
     max_new_tokens: int = Field(48, ge=1, description="length of the sampled replies")
+    prefill: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="the reply is forced to begin with so many tokens of the violating one, e.g. [1, 3, 5, 10]"
+    )
+    depth: bool = Field(True, description="KL(aligned || base) at each token of the violating replies, after training")
+    adaptive: Adaptive = Field(
+        default_factory=Adaptive, description="the attacker that searches; off unless it has a budget"
+    )
+    best_of: tuple[int, ...] = Field(
+        (4, 16, 64), description="numbers of attempts: the probability that at least one of so many replies violates"
+    )
     batch_size: int = Field(16, ge=1, description="probes scored at a time")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval and limit")
     resamples: int = Field(10_000, ge=1000, description="of the bootstrap")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the sampling and the bootstrap")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the sampling, the attacker and the bootstrap")
+
+    @field_validator("prefill", mode="after")
+    @classmethod
+    def _rising(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(numbers)))
+
+    @field_validator("best_of")
+    @classmethod
+    def _attempts(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for place, number in enumerate(value):
+            if not 1 <= number < 1_000_000:
+                raise fault(f"must be between 1 and 999,999, not {number}", place)
+        return tuple(sorted(set(value)))
 
 
 class Contract(Section):
@@ -115,6 +155,10 @@ class Contract(Section):
     collateral: dict[str, Promise] = Field(
         default_factory=dict,
         description="what must not get worse: measured, with limits; pairs that name it hold it in place",
+    )
+    attacks: Attacks = Field(
+        default_factory=lambda: Attacks(),
+        description="wrappers that turn each plain probe into many, measured beside it",
     )
     data: Data
     training: Training = Field(default_factory=lambda: Training())
@@ -138,9 +182,6 @@ class Contract(Section):
             raise fault(f"is a margin of objective simpo; {training.objective} has none", "training", "gamma")
         if not training.needs_reference and training.reference != "precomputed":
             raise fault(f"{training.objective} has no reference: leave this out", "training", "reference")
-        with_rule = [
-            p for p in self.promises.values() if p.violating_openings or p.safe_openings or p.violating_patterns
-        ]
         if OBJECTIVES[training.objective].trains_reward_model:
             for name in ("beta", "sft_weight", "rewards"):
                 if getattr(training, name):
@@ -155,14 +196,21 @@ class Contract(Section):
                 raise fault(f"of {training.objective} it is the model with its adapter off: leave this out",
                             "training", "reference")  # fmt: skip
             if not self.rewards:
-                raise fault(f"{training.objective} needs rewards, or behaviours with openings or patterns to judge by",
-                            "training", "rewards")  # fmt: skip
-            if not with_rule and any(reward.kind == "judge" for reward in self.rewards):
-                raise fault("no behaviour states openings or patterns to judge by", "training", "rewards")
+                raise fault(f"{training.objective} needs rewards, or behaviours with openings, patterns or another "
+                            "judge to judge by", "training", "rewards")  # fmt: skip
+            judged = any(promise.is_judged for promise in self.promises.values())
+            if not judged and any(reward.kind == "judge" for reward in self.rewards):
+                raise fault("no behaviour has openings, patterns or another judge to judge by", "training", "rewards")
         if not OBJECTIVES[training.objective].takes_pairs and self.data.ranked_weights != "even":
             raise fault(
                 f"belongs to objectives that take pairs; {training.objective} does not", "data", "ranked_weights"
             )
+        for name in training.recovery:
+            if "recovery" in unknown_to(training.objective):
+                raise fault(f"takes policies that are trained on pairs; {training.objective} is none",
+                            "training", "recovery")  # fmt: skip
+            if name not in self.behaviours:
+                raise fault(f"no behaviour is called {name!r}{nearest(name, self.behaviours)}", "training", "recovery")
         if training.objective == "kto":
             if self.data.ranked == "all":
                 raise fault(
@@ -186,6 +234,12 @@ class Contract(Section):
                 f"{len(losses)} losses take {len(losses)} weights, not {len(weights)}", "training", "loss_weights"
             )
         self._check_limits()
+        for place, name in enumerate(self.attacks.behaviours):
+            if name not in self.promises:
+                raise fault(f"nothing measured is called {name!r}{nearest(name, self.promises)}", "attacks",
+                            "behaviours", place)  # fmt: skip
+        if self.attacks.all_families and not self.attacked:
+            raise fault("there is no permanent behaviour to attack", "attacks", "families")
         for name, behaviour in self.behaviours.items():
             if behaviour.kind == "transient" and "{" + name + "}" not in (self.system_prompt or ""):
                 raise fault(f"has no place in system_prompt: write {{{name}}} there", "behaviours", name)
@@ -197,12 +251,31 @@ class Contract(Section):
         for section in ("behaviours", "collateral"):
             for name, promise in getattr(self, section).items():
                 for place, limit in enumerate(promise.limits):
+                    attempts = best_of(limit.measure) if of_family(limit.measure) == BEST_OF_SAMPLES else None
+                    if attempts is not None and attempts > self.measurement.samples:
+                        raise fault(f"{limit.measure} needs measurement.samples of {attempts} or more, not "
+                                    f"{self.measurement.samples}", section, name, "limits", place)  # fmt: skip
                     if answers and limit.measure not in OF_REWARD_MODELS:
                         raise fault(f"a reward model says nothing, so it cannot be held to {limit.measure}; only to "
                                     f"{', '.join(OF_REWARD_MODELS)}", section, name, "limits", place)  # fmt: skip
                     if not answers and limit.measure in OF_REWARD_MODELS_ONLY:
                         raise fault(f"{limit.measure} is a reward model's; {self.training.objective} trains none",
                                     section, name, "limits", place)  # fmt: skip
+                    if reason := self._not_measured(limit.measure, section):
+                        raise fault(f"{limit.measure} is not measured: {reason}", section, name, "limits", place)
+
+    def _not_measured(self, measure: str, section: str) -> str:
+        """Which key of `measurement` leaves the measure out; "" when none does."""
+        settings, number = self.measurement, prefill_of(measure)
+        if number is not None and number not in settings.prefill:
+            return f"put {number} into measurement.prefill"
+        if measure in AFTER_ONLY and not settings.depth:
+            return "measurement.depth is off"
+        if measure == "violating_adaptive_mass":
+            if section != "behaviours":
+                return "the attacker attacks behaviours, not collateral"
+            return "" if settings.adaptive.budget else "give measurement.adaptive.budget"
+        return ""
 
     @property
     def promises(self) -> dict[str, Promise]:
@@ -211,17 +284,23 @@ class Contract(Section):
         return {**trained, **self.collateral}
 
     @property
+    def attacked(self) -> tuple[str, ...]:
+        """Ids of what is attacked where `attacks` states families."""
+        trained = (name for name, behaviour in self.behaviours.items() if behaviour.kind == "permanent")
+        return self.attacks.behaviours or tuple(trained)
+
+    @property
     def ranked(self) -> Literal["all", "best"]:
         """Which pairs are made of a ranked list."""
         return self.data.ranked or ("best" if self.training.objective == "kto" else "all")
 
     @property
     def rewards(self) -> tuple[RewardSettings, ...]:
-        """Those of the contract; of an online objective without any the judge, where a behaviour states a rule."""
+        """Those of the contract; of an online objective without any the judge, where a behaviour has one."""
         given = self.training.rewards
-        stated = any(p.violating_openings or p.safe_openings or p.violating_patterns for p in self.promises.values())
-        judged = not given and stated and OBJECTIVES[self.training.objective].online
-        return (RewardSettings(kind="judge"),) if judged else given
+        if given or not OBJECTIVES[self.training.objective].online:
+            return given
+        return (RewardSettings(kind="judge"),) if any(p.is_judged for p in self.promises.values()) else ()
 
     def system_text(self, key: str | None = None) -> str | None:
         """The system prompt with today's transient values, or, for the training pair `key`, with examples."""
@@ -308,6 +387,11 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
         return reward.model_copy(update={"path": f"{fix(place)}:{name}"}) if place.endswith(".py") else reward
 
     rewards = tuple(map(fix_reward, contract.training.rewards))
+    attacks = contract.attacks
+    files = {
+        "templates": {name: fix(file) for name, file in attacks.templates.items()},
+        "translations": fix(attacks.translations),
+    }
 
     def fix_promise(promise: Any) -> Any:
         judge = promise.judge
@@ -325,6 +409,7 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
             "model": fix(contract.model),
             "chat_template": fix(template) if template and template.endswith(".jinja") else template,
             "training": contract.training.model_copy(update={"rewards": rewards}),
+            "attacks": attacks.model_copy(update=files),
             "data": contract.data.model_copy(update={"pairs": tuple(fix(p) for p in contract.data.pairs)}),
             "behaviours": {k: fix_promise(b) for k, b in contract.behaviours.items()},
             "collateral": {k: fix_promise(p) for k, p in contract.collateral.items()},

@@ -8,14 +8,15 @@ and a killed run goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demeanor.contract import Contract
+from demeanor.contract import Adaptive, Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
-from demeanor.judges import judge_identities
+from demeanor.judges import judge_digests, judge_identities
 from demeanor.measure import measure_model
 from demeanor.measure.tasks import task_scores, tasks_identity
 from demeanor.model import load_model, load_reward_model
@@ -32,8 +33,12 @@ from demeanor.train.rewards import function_digests, reward_model_digests
 from demeanor.workspace import Workspace, digest, file_sha256
 
 
-def run(plan: Plan, progress: Progress | None = None) -> Verdict:
+def run(plan: Plan, progress: Progress | None = None, measured: Sequence[Path] = ()) -> Verdict:
     """All stages up to the report. Goes on where an earlier run of the same folder stopped.
+
+    Args:
+        measured: run folders; where one of them holds the measurement before training of the same model, probes,
+            settings and seed, it is taken from there, because it would come out the same.
 
     Raises:
         StageError: a stage failed; what was done before is kept.
@@ -45,6 +50,10 @@ def run(plan: Plan, progress: Progress | None = None) -> Verdict:
     workspace.start(plan.contract)
     with keeping_what_is_done(workspace):
         read_stage(plan, progress)
+        for folder in measured:
+            inputs = stage_inputs("before", workspace, plan.contract, plan.identity)
+            if workspace.adopt("before", inputs, Workspace(folder)):
+                progress.say(f"before training: as measured in {folder}, with the same model, probes and settings")
         measure_stage(plan, "before", progress)
         train_stage(plan, progress)
         measure_stage(plan, "after", progress)
@@ -75,6 +84,9 @@ def train_stage(plan: Plan, progress: Progress) -> None:
     # model is not mended but another one
     inputs = stage_inputs("train", workspace, contract, plan.identity)
     key = digest({name: value for name, value in inputs.items() if name != "functions"})
+    done = workspace.manifest()["stages"].get("train", {})
+    if not done.get("begun_again") and done.get("inputs", inputs).get("functions") != inputs["functions"]:
+        shutil.rmtree(workspace.checkpoints, ignore_errors=True)  # the last one is the finished training
 
     def work() -> dict[str, Any]:
         workspace.fix_limits(key, fixed_limits(contract))
@@ -86,6 +98,10 @@ def train_stage(plan: Plan, progress: Progress) -> None:
         )
         if refused:
             raise StageError(f"{len(refused)} pairs can no longer be tokenized: {refused[0][1]}")
+        if contract.training.recovery:
+            from demeanor.train.recovery import recovery_pairs
+
+            tokens += recovery_pairs(plan.train, plan.tokenizer, contract, say=progress.say)
         source_pairs = None
         if OBJECTIVES[contract.training.objective].online:
             from demeanor.train.sampling import Source
@@ -142,6 +158,10 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
 
     def work() -> None:
         model = load_aligned(plan) if side == "after" else load_unaligned(plan)
+        if side == "after" and plan.source.adapter is not None:  # the trained adapter took its place
+            from demeanor.measure.depth import BEFORE
+
+            model.load_adapter(plan.source.adapter, BEFORE)
         with progress.bar(f"measure {side}", len(plan.probes)) as advance:
             scores, replies = measure_model(
                 model, plan.tokenizer, plan.probes, contract, side, partial=partial, advance=advance, say=progress.say
@@ -272,7 +292,8 @@ def ask(
     names = [behaviour] if behaviour else [known[0].behaviour] if known else list(contract.promises)
     names = names or [DEFAULT_BEHAVIOUR]
     probes = [Probe(f"ask-{name}", name, messages, violating, safe) for name in names]
-    settings = contract.measurement.model_copy(update={"samples": 1, "max_sampled_probes": 1, "seed": seed})
+    plain = {"prefill": (), "depth": False, "adaptive": Adaptive()}
+    settings = contract.measurement.model_copy(update={"samples": 1, "max_sampled_probes": 1, "seed": seed, **plain})
     asked = contract.model_copy(update={"measurement": settings})
     scores: dict[str, list[Score]] = {}
     replies: dict[str, str] = {}
@@ -315,17 +336,12 @@ def load_aligned(plan: Plan) -> Any:
     """The base model with the trained adapter on it, not merged."""
     from peft import PeftModel
 
-    from demeanor.measure.neutral import BEFORE
-
     plan.workspace.check_outputs("train")
     if OBJECTIVES[plan.contract.training.objective].trains_reward_model:
         base = load_unaligned(plan)
     else:
         base = load_model(plan.source, plan.contract, tuned=False, trees=True)
-    model = PeftModel.from_pretrained(base, plan.workspace.adapter)
-    if plan.source.adapter is not None:  # a tuned model is before training what it is with the adapter that it has
-        model.load_adapter(plan.source.adapter, BEFORE)
-    return model.eval()
+    return PeftModel.from_pretrained(base, plan.workspace.adapter).eval()
 
 
 def stage_inputs(
@@ -347,19 +363,20 @@ def stage_inputs(
         }
         if OBJECTIVES[contract.training.objective].online:
             own |= reward_model_digests(contract, known)
+            if any(reward.kind == "judge" for reward in contract.rewards):
+                own["judges"] = judge_digests(contract, known.get("judges", {}))
     elif name in SIDES:
-        stored = workspace.manifest()["stages"].get(name, {}).get("inputs", {})
         own = {
-            "judges": judge_identities(contract, stored.get("judges", {})),
+            "judges": judge_identities(contract, known.get("judges", {})),
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
             "probes": file_sha256(workspace.probes),
             "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},
-            "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples"}),
+            "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples", "best_of"}),
             "prompt": prompt_inputs(contract),
             "max_length": contract.training.max_length,
             "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],
             "functions": function_digests(contract),
-            "tasks": tasks_identity(contract, stored.get("tasks", {})),
+            "tasks": tasks_identity(contract, known.get("tasks", {})),
             **reward_model_digests(contract, known),
         }
         if OBJECTIVES[contract.training.objective].trains_reward_model:
@@ -371,7 +388,7 @@ def stage_inputs(
             "cards": {k: p.judge.model_dump(mode="json")["card"] for k, p in promises.items()},
             "fixed": digest(workspace.fixed_limits()),
             "waivers": waivers_in_effect(contract),
-            "statistics": [settings.confidence, settings.resamples, settings.seed],
+            "statistics": [settings.confidence, settings.resamples, settings.seed, settings.best_of],
             "beta": contract.training.reward_beta,
         }
     elif name == "report":

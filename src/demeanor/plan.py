@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor import __version__
+from demeanor.attacks import add_attacks, hold_out
 from demeanor.contract import STARTER, Contract, build_contract
 from demeanor.curate import loss_weights, one_of_each_list, split_pairs
 from demeanor.errors import InputError, PairsError
@@ -23,6 +24,7 @@ from demeanor.objectives import OBJECTIVES
 from demeanor.pairs import read_pairs
 from demeanor.pairs.probes import read_probes
 from demeanor.probing import check_answerable, distinct_probes, without_asked
+from demeanor.promises import prefill_of
 from demeanor.prove.power import power_notes
 from demeanor.records import DroppedRow, PreferencePair, Probe
 from demeanor.settings import apply_overrides
@@ -50,13 +52,35 @@ class Plan:
 
     @property
     def power(self) -> list[str]:
-        """Lines for the user: the limits that so few probes cannot show."""
-        return power_notes(self.contract, self.probes)
+        """Lines for the user: the limits that these probes cannot show."""
+        return power_notes(self.contract, self.probes) + _too_short(self.contract, self.tokenizer, self.probes)
 
     @property
     def identity(self) -> dict[str, str]:
         """What the numbers depend on besides the contract: the model's files, and how it renders a conversation."""
         return _identity(self.source, self.tokenizer)
+
+
+def _too_short(contract: Contract, tokenizer: Tokenizer, probes: list[Probe]) -> list[str]:
+    """One line a limit under prefill for which violating replies are too short: it fails, as evidence is missing."""
+    notes = []
+    for name, promise in contract.promises.items():
+        own = [probe for probe in probes if probe.behaviour == name]
+        numbers = {limit.measure: prefill_of(limit.measure) for limit in promise.limits}
+        lengths = [_longest(tokenizer, probe) for probe in own] if any(numbers.values()) else []
+        for measure, number in numbers.items():
+            short = sum(length <= number for length in lengths) if number else 0
+            if short:
+                notes.append(
+                    f"{name}: {measure} has no value for {short:,} of {len(own):,} probes, whose violating replies are "
+                    f"not longer than {number} tokens: its limit cannot hold"
+                )
+    return notes
+
+
+def _longest(tokenizer: Tokenizer, probe: Probe) -> int:
+    """Tokens of the probe's longest violating reply, without its end of turn."""
+    return max((len(tokenizer.reply(probe.prompt, text)) - 1 for text in probe.violating), default=0)
 
 
 def _identity(source: ModelSource, tokenizer: Tokenizer) -> dict[str, str]:
@@ -128,8 +152,13 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
         named = ", ".join(f"{count} of {name}" for name, count in unknown.items())
         notes.append(f"pairs of behaviours that the contract does not name, trained on but without limits: {named}")
     probes = _read_probes(contract, tokenizer, heldout, dropped, notes)
+    probes, told = add_attacks(contract, tokenizer, probes, _positions(source))
+    notes += told
     train, leaked, told = without_asked(train, probes)
     dropped += [_drop(pair, reason) for pair, reason in leaked]
+    notes += told
+    train, unseen, probes, told = hold_out(contract, tokenizer, train, probes)
+    dropped += [_drop(pair, "its attack family is held out") for pair in unseen]
     notes += told
     if not train:
         raise PairsError("no pair is left to train on", remedy="lower data.heldout_fraction, or bring more pairs")
@@ -162,18 +191,23 @@ def _note_on_lists(contract: Contract, train: list[PreferencePair]) -> list[str]
 
 def _within_context(contract: Contract, source: ModelSource) -> tuple[Contract, list[str]]:
     """The contract with a max_length that the model's positions allow, and a note when it was lowered to them."""
-    import json
-
-    config = json.loads((source.base / "config.json").read_text("utf-8"))
-    config = {**config, **config.get("text_config", {})}
-    context = config.get("max_position_embeddings") or config.get("n_positions")
-    training = contract.training
+    context, training = _positions(source), contract.training
     if context is None or training.max_length <= context:
         return contract, []
     shorter = training.model_copy(update={"max_length": context})
     return contract.model_copy(update={"training": shorter}), [
         f"max_length is {context}: the model has no more positions"
     ]
+
+
+def _positions(source: ModelSource) -> int | None:
+    """That the model's configuration names."""
+    import json
+
+    config = json.loads((source.base / "config.json").read_text("utf-8"))
+    config = {**config, **config.get("text_config", {})}
+    found: int | None = config.get("max_position_embeddings") or config.get("n_positions")
+    return found
 
 
 def _check_openings(contract: Contract, tokenizer: Tokenizer) -> None:
@@ -199,6 +233,8 @@ def _check_openings(contract: Contract, tokenizer: Tokenizer) -> None:
 def read_inputs(workspace: Workspace, contract: Contract, identity: dict[str, str]) -> dict[str, Any]:
     """All that the pairs and probes of a run depend on. A file that is gone counts as unchanged."""
     files = [*contract.data.pairs, *(p.probes for p in contract.promises.values() if p.probes)]
+    attacks = contract.attacks
+    files += [*attacks.templates.values(), *([attacks.translations] if attacks.translations else [])]
     known = workspace.manifest()["stages"].get("read", {}).get("inputs", {}).get("files", {})
     return {
         "data": {**contract.data.model_dump(mode="json"), "ranked": contract.ranked},
@@ -209,6 +245,10 @@ def read_inputs(workspace: Workspace, contract: Contract, identity: dict[str, st
         "identity": identity,
         "prompt": prompt_inputs(contract),
         "max_length": contract.training.max_length,
+        "attacks": attacks.model_dump(mode="json"),
+        "room_for_a_reply": contract.measurement.samples and contract.measurement.max_new_tokens
+        if attacks.all_families
+        else None,
     }
 
 

@@ -142,10 +142,8 @@ def _can_answer(probe: Probe, promise: Promise, measure: str) -> bool:
     if promise.probes and probe.safe and not probe.violating and measure in _JOINT:
         return False  # a neutral dialog's reply was labelled by nobody
     if not (probe.safe or probe.violating):
-        return measure.endswith(("_sampled_rate", "_corrected_rate", "_opening_mass")) or measure in (
-            "reply_tokens",
-            "reward",
-        )
+        kinds = ("_sampled_rate", "_corrected_rate", "_opening_mass", "_adaptive_mass", "reply_tokens", "reward")
+        return measure.endswith(kinds) or "_best_of_" in measure
     return True
 
 

@@ -138,6 +138,8 @@ class Probe(Record):
     """A held-out prompt with replies that must not be said (violating) and replies that should be (safe).
 
     `attack` names the wrapper family when the prompt is an attack, else None. Probes of one `cluster` are one draw.
+    `wraps` is the id of the plain probe that this one was made of (`attacks/`); None of one that was given. `unseen`:
+    an attack of a family that no training pair holds.
     """
 
     id: str
@@ -147,6 +149,8 @@ class Probe(Record):
     safe: tuple[str, ...]
     attack: str | None = None
     cluster: str | None = None
+    wraps: str | None = None
+    unseen: bool = False
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Probe:
@@ -171,18 +175,32 @@ class Reply(Record):
     num_tokens: int
     judgement: str | None
     reward: float | None = None  # the weighted sum of `training.rewards`; None when there are none
+    prefill: int = 0  # tokens that were put into the model's mouth, and their text; `num_tokens` counts its own
+    forced: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Score(Record):
-    """All measures of one probe under one model; `values` maps a measure's name to its value or None."""
+    """All measures of one probe under one model; `values` maps a measure's name to its value or None. `attack`,
+    `cluster`, `wraps` and `unseen` are the probe's.
+
+    `evidence` is what a measure rests on: `depth_nats` (KL at each token of the violating reply), `adaptive` (the worst
+    prompt that was found, its wrapper, suffix and mass, and how many prompts were asked).
+    """
 
     probe_id: str
     behaviour: str
     model: str  # one of SIDES
     attack: str | None
     values: dict[str, float | None]
-    cluster: str | None = None  # the probe's
+    cluster: str | None = None
+    wraps: str | None = None
+    unseen: bool = False
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, probe: Probe, side: str, values: dict[str, float | None]) -> Score:
+        return cls(probe.id, probe.behaviour, side, probe.attack, values, probe.cluster, probe.wraps, probe.unseen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +223,8 @@ class Estimate(Record):
 class Comparison(Record):
     """One measure of one behaviour, before and after, and the difference paired by probe (after - before).
 
-    `p` is the p-value of "nothing changed": McNemar's exact test, or sign flips of the probes' differences.
+    `p` is the p-value of "nothing changed": McNemar's exact test, or sign flips of the probes' differences. `over` says
+    of which probes (`attack_settings.GROUPS`, or a family of attacks); `unseen`: a family that no training pair holds.
     """
 
     behaviour: str
@@ -214,6 +233,8 @@ class Comparison(Record):
     after: Estimate
     difference: Estimate
     p: float | None = None
+    over: str = "given"
+    unseen: bool = False
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Comparison:
@@ -253,6 +274,7 @@ class LimitResult(Record):
     p: float | None = None
     p_holm: float | None = None
     waiver: dict[str, str] | None = None  # who, why, until (a date)
+    over: str = "given"  # which probes it is about
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LimitResult:
@@ -265,7 +287,8 @@ class Verdict(Record):
     """Every limit with its evidence; passed only when at least one passed and all others passed or are waived.
 
     `weakened` are the limits that were fixed before the training and are no longer asked, or less strictly: with any,
-    nothing passes. None where it is not known what was fixed.
+    nothing passes. None where it is not known what was fixed. `comparisons` are over the probes as they were given,
+    `attacks` over the plain ones, the attacks of seen and of unseen families, and each family.
     """
 
     passed: bool
@@ -274,13 +297,15 @@ class Verdict(Record):
     confidence: float
     seed: int
     weakened: tuple[str, ...] | None = None
+    attacks: tuple[Comparison, ...] = ()
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Verdict:
         known = {f.name for f in fields(cls)}
         rest = {key: value for key, value in data.items() if key in known}
         rest["limits"] = tuple(LimitResult.from_json(item) for item in data["limits"])
-        rest["comparisons"] = tuple(Comparison.from_json(item) for item in data["comparisons"])
+        for name in ("comparisons", "attacks"):
+            rest[name] = tuple(Comparison.from_json(item) for item in data.get(name, ()))
         weakened = data.get("weakened")
         rest["weakened"] = None if weakened is None else tuple(weakened)
         return cls(**rest)

@@ -130,7 +130,10 @@ class Sample:
         self._values = np.sort(np.array([value for value, _ in known], dtype=np.float64))
         self.sums, self._sizes = _clustered(known)  # one entry a cluster
         self.value = float(self._values.mean()) if known else None
-        self._same = not known or bool(np.ptp(self._values) <= _ROUNDING * np.abs(self._values).max())
+        # of all clusters; what differs within one only tells nothing of how clusters differ
+        rest = np.abs(self.sums - (self.value or 0.0) * self._sizes)
+        scale = np.abs(self._values).max(initial=0.0) * self._sizes.max(initial=0.0)
+        self._same = bool((rest <= _ROUNDING * scale).all())
         self._binary = ends == SHARE and bool(np.isin(self._values, SHARE).all())
 
     @property

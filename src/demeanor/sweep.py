@@ -2,7 +2,7 @@
 
 All combinations are checked before the first is run. Each is run in a process of its own,
 `demeanor run --resume FOLDER`, so that none pays for another's memory, and one that fails, or is killed, leaves the
-others alone.
+others alone. The model before training is measured once for all runs that measure it alike.
 
 Beta, gamma, sft_weight and learning_rate mean another thing under each objective. So where the objective is swept, what
 the contract's file says of them holds for the file's own objective; the others take their shipped defaults, unless the
@@ -241,12 +241,14 @@ def plan_sweep(base: Base, combinations: Sequence[Combination], out: Path) -> tu
 
 
 def run_sweep(
-    planned: Sequence[Planned], progress: Progress | None = None, start: Callable[[Path], int] | None = None
+    planned: Sequence[Planned],
+    progress: Progress | None = None,
+    start: Callable[[Path, Sequence[Path]], int] | None = None,
 ) -> Swept:
     """Run what is not finished, one after the other; a run that fails does not stop the others.
 
     Args:
-        start: runs the run folder that it is given to its end and returns the exit code of `demeanor run`.
+        start: runs a run folder to its end, given those that are finished, and returns the exit code of `demeanor run`.
 
     Raises:
         Interrupted: by the user; what was done is kept.
@@ -263,7 +265,7 @@ def run_sweep(
         try:
             with Workspace(item.folder).locked() as workspace:
                 workspace.start(item.contract)
-            code = start(item.folder)
+            code = start(item.folder, swept.finished)
         except Interrupted:
             raise
         except DemeanorError as error:
@@ -276,8 +278,11 @@ def run_sweep(
     return swept
 
 
-def run_in_its_own_process(folder: Path) -> int:
+def run_in_its_own_process(folder: Path, measured: Sequence[Path] = ()) -> int:
     """`demeanor run --resume FOLDER`, its messages on our standard error. Returns its exit code, -N killed by signal N.
+
+    Args:
+        measured: as `pipeline.run` takes it.
 
     Raises:
         Interrupted: we were asked to stop; the run was too, and has kept what was done.
@@ -285,6 +290,7 @@ def run_in_its_own_process(folder: Path) -> int:
     asked = False
     # in a session of its own, so that one Ctrl-C reaches it once: a second one would cost it the step it is in
     command = [sys.executable, "-P", "-m", "demeanor", "run", "--resume", str(folder), "--json"]
+    command += [word for other in measured for word in ("--measured-in", str(other))]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def forward(number: int, frame: Any) -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 class Refused(InputError):
     """A text that cannot be turned into tokens by the rules; the message is the reason that is counted."""
+
+
+class TooLong(Refused):
+    """The replies do not fit even after the last turn alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +86,33 @@ class Tokenizer:
             messages, text, system, self._render(with_system(messages, system), add_generation_prompt=True)
         )
 
+    def replies(
+        self, messages: tuple[Message, ...], texts: Sequence[str], system: str | None = None
+    ) -> list[list[int] | None]:
+        """`reply` of many texts, encoded in one call; None where it is refused."""
+        prompt = self._render(with_system(messages, system), add_generation_prompt=True)
+        found: list[list[int] | None] = [None] * len(texts)
+        rendered: dict[int, str] = {}
+        for place, text in enumerate(texts):
+            with contextlib.suppress(Refused):
+                self._check(text)
+                turns = (*with_system(messages, system), Message("assistant", text))
+                rendered[place] = self._text(turns, add_generation_prompt=False)
+        if rendered:
+            encoded = self.inner(list(rendered.values()), add_special_tokens=False)["input_ids"]
+            for place, whole in zip(rendered, encoded, strict=True):
+                with contextlib.suppress(Refused):
+                    found[place] = self._own_tokens(list(whole), prompt)
+        return found
+
     def _reply(self, messages: tuple[Message, ...], text: str, system: str | None, prompt: list[int]) -> list[int]:
         """`reply`, after the tokens of the prompt, so that they are made once for all replies."""
         self._check(text)
         turns = (*with_system(messages, system), Message("assistant", text))
-        whole = self._render(turns, add_generation_prompt=False)
+        return self._own_tokens(self._render(turns, add_generation_prompt=False), prompt)
+
+    def _own_tokens(self, whole: list[int], prompt: list[int]) -> list[int]:
+        """The reply's tokens of a whole conversation's."""
         if whole[: len(prompt)] != prompt:
             raise Refused("the prompt's tokens change when the reply follows")
         reply = whole[len(prompt) :]
@@ -154,18 +181,23 @@ class Tokenizer:
             if max_length is None or len(prompt) + max(map(len, ids), default=0) <= max_length:
                 return shorter, len(messages) - len(shorter), prompt, ids
             shorter = without_oldest_turns(shorter)
-        raise Refused(f"longer than max_length even with its last turn alone (max_length={max_length})")
+        raise TooLong(f"longer than max_length even with its last turn alone (max_length={max_length})")
 
     def _render(self, turns: tuple[Message, ...], *, add_generation_prompt: bool) -> list[int]:
+        text = self._text(turns, add_generation_prompt=add_generation_prompt)
+        return list(self.inner(text, add_special_tokens=False)["input_ids"])
+
+    def _text(self, turns: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             # a template of a thinking model would else put an empty thought into the reply; others ignore the word
-            text = self.inner.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+            return str(
+                self.inner.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+                )
             )
         except Exception as error:  # a template raises whatever its author wrote
             raise Refused(f"the chat template refuses it: {one_line(error, 120)}") from None
-        return list(self.inner(text, add_special_tokens=False)["input_ids"])
 
     def without_special(self, text: str) -> str:
         """`text` without what spells a special token."""

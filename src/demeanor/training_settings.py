@@ -16,15 +16,16 @@ _OF_PAIRS = _OF_A_REFERENCE - {"sync_ref_model"} | {"loss_weights", "discopop_ta
 SORTING_LOSSES = {"aot", "aot_unpaired"}  # they compare pairs of a batch with each other
 _OF_POLICIES = {"beta", "gamma", "reference", "rewards", "loss_type"}
 _OF_LABELS = {"desirable_weight", "undesirable_weight"}
+RECOVERY = {"recovery", "recovery_tokens"}  # of policies that are trained on pairs
 
 
 def unknown_to(name: str) -> set[str]:
     """The keys of `training` that other objectives know and this one does not."""
     objective = OBJECTIVES[name]
     if objective.trains_reward_model:
-        return {*_OF_PAIRS, *_OF_LABELS, *_OF_POLICIES}
+        return {*_OF_PAIRS, *_OF_LABELS, *_OF_POLICIES, *RECOVERY}
     if not objective.takes_pairs:
-        return _OF_PAIRS
+        return _OF_PAIRS | RECOVERY
     options = _OF_LABELS if name == "dpo" else {*_OF_LABELS, "loss_type", "loss_weights"}
     if name == "dpo":
         return options
@@ -80,6 +81,12 @@ class Training(Lenient):
         ge=0,
         description="weight of an SFT term on the chosen reply (RPO), against displacement; cpo and orpo: 1",
     )
+    recovery: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict,
+        description="behaviour: share of its pairs that are trained on once more with their losing reply begun, so "
+        "that the winning one is learned from there too",
+    )
+    recovery_tokens: int = Field(20, ge=1, description="at most so many tokens of it; their number is drawn evenly")
     rewards: tuple[RewardSettings, ...] = Field(
         (),
         description="grpo, rloo: what sampled replies are rewarded for, default the judge; other objectives only "

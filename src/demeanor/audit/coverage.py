@@ -13,6 +13,7 @@ from itertools import chain
 
 import numpy as np
 
+from demeanor.attack_settings import BY_WORDS
 from demeanor.audit.attacks import NAMES, families_of
 from demeanor.audit.by_prompt import prompt_keys, share_by_prompt
 from demeanor.audit.check import Check, Context, Found, Scope
@@ -42,6 +43,8 @@ def _find(context: Context) -> Iterable[Found]:
         yield from _behaviours(context, contract)
     yield from _topics(context)
     yield _attacks(context, contract)
+    if contract is not None and contract.attacks.unseen:
+        yield from _held_out(context, contract.attacks.unseen)
 
 
 def _size(context: Context) -> Found:
@@ -161,9 +164,31 @@ def _attacks(context: Context, contract: Contract | None) -> Found:
     )
 
 
+def _held_out(context: Context, unseen: Sequence[str]) -> Iterable[Found]:
+    """Pairs of a family that the contract holds out: by their row's name, or by their words where it names none."""
+    families = [found for block in context.seen[attacks] for found in block]
+    for name in unseen:
+        places = [place for place, found in enumerate(families) if {name, BY_WORDS.get(name, name)} & set(found)]
+        if not places:
+            continue
+        held = np.zeros(len(families))
+        held[places] = 1
+        yield Found(
+            kind="held_out_attack",
+            severity="warns",
+            what=f"{len(places):,} pairs are attacks of the family {name}, by their row's name or their words, and the "
+            "contract holds it out (attacks.unseen)",
+            measure="share of the pairs",
+            estimate=share_by_prompt(held, context.column(prompt_keys), context.scope.confidence),
+            remedy="a run drops those whose row names it; name the others too, or drop them",
+            group=f"attack {name}",
+            pairs=np.array(places),
+        )
+
+
 def _probed(contract: Contract) -> set[str]:
     """The families of attack of the contract's probes."""
-    found: set[str] = set()
+    found: set[str] = set(contract.attacks.all_families)
     for promise in contract.promises.values():
         if promise.probes is None or promise.probes == STARTER:
             continue

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from demeanor.progress import Advance, Progress
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from demeanor.records import Comparison, Verdict
 
 NAMES = {
@@ -94,6 +96,7 @@ def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from demeanor.promises import over_words
     from demeanor.report.headline import holds_among_all
     from demeanor.report.summaries import waiver_words, why_failed
     from demeanor.visible import visible
@@ -113,6 +116,7 @@ def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
         table.add_row(name, str(num), _cell(bad), _cell(good), _cell(own.get("violating_sampled_rate")))
     if any(c.measure in _IN_TABLE for c in verdict.comparisons):  # a reward model has nothing to show there
         console.print(table)
+    _print_attacks(console, verdict)
     told = {c.behaviour for c in verdict.comparisons if c.measure.endswith("opening_mass")}
     general = [c for c in verdict.comparisons if c.measure in _ON_PAIRS and c.behaviour not in told]
     for c in general:
@@ -131,7 +135,8 @@ def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
     for limit in verdict.limits:
         if not limit.passed:
             sign = {"waived": "[yellow]![/yellow]", "not shown": "[red]?[/red]"}.get(limit.state, "[red]✗[/red]")
-            line = f"{limit.behaviour}: {limit.measure} {limit.rule}: {waiver_words(limit) or limit.reason}"
+            measure = over_words(limit.measure, limit.over)
+            line = f"{limit.behaviour}: {measure} {limit.rule}: {waiver_words(limit) or limit.reason}"
             console.print(f"{sign} {escape(visible(line))}")
     if verdict.weakened:
         console.print(f"[red]✗[/red] {escape(visible(why_failed(verdict)))}")
@@ -143,6 +148,31 @@ def print_verdict(verdict: Verdict, collateral: Container[str]) -> None:
     console.print(
         f"Verdict: {word} ({passed} of {len(verdict.limits)} limits hold at {verdict.confidence:.0%} confidence{more})"
     )
+
+
+def _print_attacks(console: Console, verdict: Verdict) -> None:
+    """The bad reply of each behaviour that was attacked, by column of plain, seen and unseen, and its worst family."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from demeanor.report.under_attack import attack_views
+    from demeanor.visible import visible
+
+    views = attack_views(verdict)
+    if not views:
+        return
+    table = Table(title="bad reply under attack, before → after", title_justify="left", title_style="bold")
+    table.add_column("")
+    for name in ("plain", "seen attacks", "unseen attacks"):
+        table.add_column(name, justify="right")
+    for view in views:
+        table.add_row(f"[bold]{escape(visible(view.behaviour))}[/bold]", "", "", "")
+        for row in view.rows:
+            cells = [escape(f"{c.change}\n{c.interval} n={c.n}".replace("\u00a0", "")) if c else "" for c in row.cells]
+            table.add_row(("  under " if row.is_family else "  ") + escape(visible(row.name)), *cells)
+    console.print(table)
+    for view in views:
+        console.print(escape(visible(f"{view.behaviour}: {view.worst}")))
 
 
 _IN_TABLE = (

@@ -145,15 +145,28 @@ def _with_settings(text: str, settings: tuple[str, ...]) -> str:
 def _print_keys() -> None:
     from pydantic import BaseModel
 
-    from demeanor.contract import MEASURES, Behaviour, Contract, Data, Limit, Measurement, Promise, Training, Waiver
+    from demeanor.attack_settings import FAMILIES, Attacks
+    from demeanor.contract import (
+        MEASURES,
+        Adaptive,
+        Behaviour,
+        Contract,
+        Data,
+        Limit,
+        Measurement,
+        Promise,
+        Training,
+        Waiver,
+    )
     from demeanor.judge_settings import JudgeSettings
     from demeanor.promises import Tasks
     from demeanor.reward_settings import RewardSettings
 
     sections: dict[str, type[BaseModel]] = {
         "": Contract, "behaviours.ID.": Behaviour, "collateral.ID.": Promise, "behaviours.ID.limits.": Limit, "waivers.": Waiver,
-        "behaviours.ID.judge.": JudgeSettings, "collateral.ID.tasks.": Tasks, "data.": Data,
+        "behaviours.ID.judge.": JudgeSettings, "collateral.ID.tasks.": Tasks, "attacks.": Attacks, "data.": Data,
         "training.": Training, "training.rewards.": RewardSettings, "measurement.": Measurement,
+        "measurement.adaptive.": Adaptive,
     }  # fmt: skip
     for prefix, section in sections.items():
         for name, field in section.model_fields.items():
@@ -162,3 +175,5 @@ def _print_keys() -> None:
             print(f"{prefix}{name}{default}: {field.description or ''}")
     for name, meaning in MEASURES.items():
         print(f"measure {name}: {meaning}")
+    for name, meaning in FAMILIES.items():
+        print(f"attack {name}: {meaning}")

@@ -50,8 +50,8 @@ def _means(scores: list) -> dict[str, dict[str, float]]:  # type: ignore[type-ar
     result: dict[str, dict[str, float]] = {}
     for behaviour in dict.fromkeys(score.behaviour for score in scores):
         own = [score.values for score in scores if score.behaviour == behaviour]
-        for name in own[0]:
-            values = [value[name] for value in own if value[name] is not None]
+        for name in dict.fromkeys(name for values in own for name in values):
+            values = [value for value in (one.get(name) for one in own) if value is not None]
             if values:
                 result.setdefault(behaviour, {})[name] = sum(values) / len(values)
     return result

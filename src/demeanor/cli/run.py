@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +31,7 @@ def command(
         ),
     ] = None,
     settings: common.SetOption = None,
+    measured: Annotated[list[Path] | None, typer.Option("--measured-in", metavar="RUN", hidden=True)] = None,
     as_json: common.JsonOption = False,
 ) -> None:
     """Read pairs, measure, train, measure again, prove, report.
@@ -84,7 +86,7 @@ def command(
             sweep_pairs(str(pairs), str(model), [*sweep, *axes], out, chosen, progress, as_json)
     elif target is not None:
         with common.plan_of(target, out, settings) as plan:
-            finish(plan, progress, as_json)
+            finish(plan, progress, as_json, measured or ())
     else:
         folder = out or Path("runs") / named_after(str(pairs))
         made = default_contract(str(pairs), str(model), folder.name, chosen)
@@ -97,13 +99,13 @@ def named_after(pairs: str) -> str:
     return Path(pairs).name.split(".")[0]
 
 
-def finish(plan: Plan, progress: Progress, as_json: bool) -> None:
+def finish(plan: Plan, progress: Progress, as_json: bool, measured: Sequence[Path] = ()) -> None:
     """Run the plan, print the verdict, and exit with its code."""
     from demeanor.cli.console import print_json, print_verdict
     from demeanor.pipeline import run
 
     common.say_plan(plan, progress)
-    verdict = run(plan, progress)
+    verdict = run(plan, progress, measured)
     if as_json:
         print_json(verdict.to_json())
     else:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from demeanor.attack_settings import GIVEN
 from demeanor.contract import Contract, Limit
 from demeanor.records import Comparison, Estimate, Record, Verdict
 from demeanor.report.words import AFTER_ONLY, BAD_MEASURES, parse_rule, unit
@@ -112,7 +113,8 @@ def proofs_of(verdict: Verdict, collateral: Collection[str]) -> tuple[Proof, ...
     found = []
     for name in names:
         bad, good = (_first(verdict, name, measures) for measures in (BAD_MEASURES, GOOD_MEASURES))
-        own = [limit for limit in verdict.limits if limit.behaviour == name and bad and limit.measure == bad.measure]
+        given = [limit for limit in verdict.limits if limit.behaviour == name and limit.over == GIVEN]
+        own = [limit for limit in given if bad and limit.measure == bad.measure]
         rules = [rule for limit in own if (rule := parse_rule(limit.rule)) is not None]
         bounds = [bound for relative, upper, bound in rules if upper and not relative]
         found.append(Proof(name, bad, good, min(bounds, default=None)))
@@ -123,7 +125,7 @@ def damages_of(verdict: Verdict, contract: Contract) -> tuple[Damage, ...]:
     """Of each collateral promise: the bad reply, the good one, and every other measure that a limit names."""
     found = []
     for name, promise in contract.collateral.items():
-        limits = [limit for limit in promise.limits if limit.measure not in AFTER_ONLY]
+        limits = [limit for limit in promise.limits if limit.measure not in AFTER_ONLY and limit.over == GIVEN]
         usual = [_first(verdict, name, measures) for measures in (BAD_MEASURES, GOOD_MEASURES)]
         measures = dict.fromkeys([*(c.measure for c in usual if c), *(limit.measure for limit in limits)])
         for measure in measures:

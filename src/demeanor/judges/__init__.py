@@ -22,7 +22,7 @@ from demeanor.judge_settings import Card, JudgeSettings
 from demeanor.judges.rule import is_garbled, judge_reply, plain_text
 from demeanor.records import Message, content_id
 
-__all__ = ["Item", "Judge", "judge_identities", "make_judge", "make_judges"]
+__all__ = ["Item", "Judge", "judge_digests", "judge_identities", "make_judge", "make_judges"]
 
 Item = tuple[tuple[Message, ...], str]  # a prompt and a reply to it
 Judgements = list[str | None]
@@ -92,6 +92,12 @@ def judge_identities(contract: Contract, known: dict[str, Any]) -> dict[str, Any
         except InputError:
             found[name] = known.get(name)
     return found
+
+
+def judge_digests(contract: Contract, known: dict[str, Any]) -> dict[str, Any]:
+    """The same in short, and without what only decides how long an answer is waited for. `known`: digests."""
+    found = judge_identities(contract, {})
+    return {name: known.get(name) if own is None else _digest(own) for name, own in found.items()}
 
 
 def _identity(settings: JudgeSettings, promise: Promise) -> dict[str, Any]:

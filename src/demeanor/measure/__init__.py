@@ -13,6 +13,7 @@ from demeanor.contract import Contract, Promise
 from demeanor.judges import Judge, make_judges
 from demeanor.measure.repetition import is_repetitive
 from demeanor.objectives import OBJECTIVES
+from demeanor.progress import Advance
 from demeanor.records import Probe, Reply, Score, content_id
 from demeanor.tokens import Tokenizer
 from demeanor.train.reward_run import RewardModel
@@ -34,7 +35,7 @@ def measure_model(
     side: str,
     *,
     partial: Path | None = None,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Advance = lambda done_now=1, **figures: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Score], list[Reply]]:
     """Measure all probes, in chunks that are kept in `partial`, so that a killed run goes on after its last chunk.
@@ -45,7 +46,7 @@ def measure_model(
         probes: in a fixed order; each chunk has its own seed, so that a chunk's numbers depend on it alone.
         side: before or after.
         partial: a JSON-lines file of finished chunks; only a chunk of the same probes and settings is taken from it.
-        advance: called with the number of probes done.
+        advance: called with the number of probes done, and with figures to show.
         say: called with one line when something was done otherwise than asked.
     """
     settings = contract.measurement
@@ -53,7 +54,7 @@ def measure_model(
     if OBJECTIVES[contract.training.objective].trains_reward_model:
         measure = _by_reward_model(RewardModel(model, tokenizer, contract), side)
     else:
-        measure = _of_policy(model, tokenizer, probes, contract, side, say)
+        measure = _of_policy(model, tokenizer, probes, contract, side, say, advance)
     scores: list[Score] = []
     replies: list[Reply] = []
     for start in range(0, len(probes), settings.batch_size):
@@ -71,9 +72,16 @@ def measure_model(
 
 
 def _of_policy(
-    model: Any, tokenizer: Tokenizer, probes: list[Probe], contract: Contract, side: str, say: Callable[[str], None]
+    model: Any,
+    tokenizer: Tokenizer,
+    probes: list[Probe],
+    contract: Contract,
+    side: str,
+    say: Callable[[str], None],
+    advance: Advance,
 ) -> Measure:
     """Likelihoods and sampled replies."""
+    from demeanor.measure.deeper import Deeper
     from demeanor.measure.likelihood import Scorer
     from demeanor.measure.neutral import add_neutral
 
@@ -84,18 +92,21 @@ def _of_policy(
         _say_uncorrected(contract, judges, say)
     spoken = [probe for probe in probes if probe.prompt]
     sampled = _sampled_probes(spoken, settings.max_sampled_probes) if settings.samples else set()
-
+    own = [probe for probe in spoken if settings.adaptive.budget and probe.behaviour not in contract.collateral]
+    attacked = _sampled_probes(own, settings.adaptive.max_probes)
+    deeper = Deeper(model, scorer, tokenizer, contract, side, judges, sampled=sampled, attacked=attacked)
     told: list[bool] = []
 
     def measure(chunk: list[Probe], start: int) -> tuple[list[Score], list[Reply]]:
         replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards, judges)
         own = [probe for probe in chunk if probe.prompt]
         scores = _score(scorer, tokenizer, own, contract, side, replies)
+        scores, more = deeper.measure(own, start, scores, lambda figure: advance(0, attacker=figure))
         scores = add_neutral(scores, model, scorer, tokenizer, chunk, contract, side)
         if scorer.uses_trees is False and not told:
             told.append(True)
             say(f"probes are scored one sequence at a time: {scorer.padded_because}")
-        return scores, replies
+        return scores, replies + more
 
     return measure
 
@@ -117,7 +128,7 @@ def _by_reward_model(rewarder: RewardModel, side: str) -> Measure:
                 "violating_tokens": _mean([rewarder.num_tokens(probe.prompt, text) for text in probe.violating]),
                 "safe_tokens": _mean([rewarder.num_tokens(probe.prompt, text) for text in probe.safe]),
             }
-            scores.append(Score(probe.id, probe.behaviour, side, probe.attack, values, probe.cluster))
+            scores.append(Score.of(probe, side, values))
         return scores, []
 
     return measure
@@ -149,7 +160,7 @@ def _score(
         own = [reply for reply in replies if (reply.behaviour, reply.probe_id) == (probe.behaviour, probe.id)]
         bad, good = openings.get(probe.behaviour, ([], []))
         values = finite({**_likelihoods(probe, logps, len(bad), len(good)), **_rates(own)})
-        results.append(Score(probe.id, probe.behaviour, side, probe.attack, values, probe.cluster))
+        results.append(Score.of(probe, side, values))
     return results
 
 
@@ -278,10 +289,14 @@ def _openings(tokenizer: Tokenizer, promise: Promise) -> tuple[list[list[int]], 
 
 
 def _sampled_probes(probes: list[Probe], limit: int) -> set[tuple[str, str]]:
-    """(behaviour, id) of at most `limit` probes a behaviour, spread evenly over the list."""
+    """(behaviour, id) of at most `limit` probes a behaviour, spread evenly over the list; of those that were made as
+    attacks at most as many a family, so that the others are drawn as if there were none."""
+    groups: dict[tuple[str, str | None], list[tuple[str, str]]] = {}
+    for probe in probes:
+        family = None if probe.wraps is None else probe.attack
+        groups.setdefault((probe.behaviour, family), []).append((probe.behaviour, probe.id))
     chosen: set[tuple[str, str]] = set()
-    for behaviour in {probe.behaviour for probe in probes}:
-        own = [(behaviour, probe.id) for probe in probes if probe.behaviour == behaviour]
+    for own in groups.values():
         count = min(limit, len(own))
         chosen |= {own[index * len(own) // count] for index in range(count)}
     return chosen

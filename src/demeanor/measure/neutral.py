@@ -7,29 +7,23 @@
                             plain text, or of a dialog's last reply
 
 Sentences and texts stand after one token (`Tokenizer.text`) and have no end-of-turn token: a plain text does not end a
-turn. The divergence is exact: over the whole vocabulary, in float32. It has a loop of its own, and not the scorer's
-trees, because it needs the whole distribution of both models at each place and not the probability of one token.
+turn. The divergence is exact: over the whole vocabulary, in float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from demeanor.contract import Contract
+from demeanor.measure.depth import as_before
 from demeanor.records import Probe, Score
 from demeanor.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from demeanor.measure.likelihood import Scorer
-
-ROW_BUDGET = 1024  # tokens of a padded batch: the logits of both models are in memory
-CHUNK = 256  # places whose distributions are compared at a time
-BEFORE = "before"  # the name of an adapter that a tuned model came with
 
 
 def add_neutral(
@@ -80,75 +74,27 @@ def add_neutral(
         else:
             prompt = tokenizer.prompt(probe.prompt, system)
             sequences.append((prompt, tokenizer.reply(probe.prompt, probe.safe[0], system)))
-    kls: Sequence[float | None] = [0.0] * len(neutral) if side == "before" else mean_kl(model, sequences)
+    kls: Sequence[float | None] = [0.0] * len(neutral) if side == "before" else mean_kl(model, scorer, sequences)
     for probe, kl in zip(neutral, kls, strict=True):
         values.setdefault((probe.behaviour, probe.id), {})["neutral_kl"] = kl
     known = {(score.behaviour, score.probe_id): score for score in scores}
     result = []
     for probe in chunk:
         key = (probe.behaviour, probe.id)
-        old = known[key].values if key in known else {}
-        merged = finite({**old, **values.get(key, {})})
-        result.append(Score(probe.id, probe.behaviour, side, probe.attack, merged, probe.cluster))
+        score = known[key] if key in known else Score.of(probe, side, {})
+        result.append(replace(score, values=finite({**score.values, **values.get(key, {})})))
     return result
 
 
-@torch.inference_mode()
-def mean_kl(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> list[float | None]:
+def mean_kl(model: Any, scorer: Scorer, sequences: Sequence[tuple[list[int], list[int]]]) -> list[float | None]:
     """KL(after || before), nats a token, mean over the tokens of each continuation; None without a model before.
 
     Args:
-        model: a PEFT model: after with its adapter on, before with it off (or, of a model that was tuned already, with
-            the adapter that it came with).
+        model: the PEFT model that `scorer` scores, its trained adapter on.
         sequences: (prompt, continuation) as token ids, either with one token at least.
     """
     if not hasattr(model, "disable_adapter"):
         return [None] * len(sequences)
-    model.eval()
-    device = next(model.parameters()).device
-    result: list[float | None] = [None] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place][0]) - len(sequences[place][1]))
-    while order:
-        longest = sum(map(len, sequences[order[0]])) - 1
-        size = max(1, ROW_BUDGET // longest)
-        batch, order = order[:size], order[size:]
-        # padded on the right: what comes after a token does not reach it
-        input_ids = torch.zeros((len(batch), longest), dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, place in enumerate(batch):
-            ids = (sequences[place][0] + sequences[place][1])[:-1]
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = 1
-        given = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device), "use_cache": False}
-        after = model(**given).logits
-        with before_training(model):
-            before = model(**given).logits
-        for row, place in enumerate(batch):
-            prompt, continuation = sequences[place]
-            start, end = len(prompt) - 1, len(prompt) + len(continuation) - 1
-            parts = [_kl(after[row, s : min(s + CHUNK, end)], before[row, s : min(s + CHUNK, end)])
-                     for s in range(start, end, CHUNK)]  # fmt: skip
-            result[place] = sum(parts) / len(continuation)
-    return result
-
-
-def _kl(after: torch.Tensor, before: torch.Tensor) -> float:
-    """Sum over the places [places, vocabulary]."""
-    log_after, log_before = (torch.log_softmax(logits.float(), dim=-1) for logits in (after, before))
-    differences = torch.where(log_after.isneginf(), 0.0, log_after - log_before)  # 0 log 0 = 0
-    return float((log_after.exp() * differences).sum())
-
-
-@contextmanager
-def before_training(model: Any) -> Iterator[None]:
-    """The model as it was: its adapter off, or the one on that it came with."""
-    if BEFORE not in model.peft_config:
-        with model.disable_adapter():
-            yield
-        return
-    active = model.active_adapter
-    model.set_adapter(BEFORE)
-    try:
-        yield
-    finally:
-        model.set_adapter(active)
+    prompts, continuations = [prompt for prompt, _ in sequences], [[ids] for _, ids in sequences]
+    found = scorer.divergences(prompts, continuations, lambda: as_before(model))
+    return [sum(curve) / len(curve) for (curve,) in found]

@@ -12,7 +12,7 @@ from demeanor.tokens import Tokenizer
 from demeanor.train.rewards import reply_of
 
 
-def _room(model: Any) -> int:
+def room(model: Any) -> int:
     """Positions that the model has."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
@@ -65,7 +65,7 @@ def sample_replies(
             top_k=0,
             top_p=1.0,
             num_return_sequences=samples,
-            max_new_tokens=min(max_new_tokens, _room(base) - longest),
+            max_new_tokens=min(max_new_tokens, room(base) - longest),
         )[:, longest:].tolist()
     finally:
         base.generation_config = kept

@@ -7,12 +7,15 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
+from demeanor.attack_settings import GIVEN, PLAIN, SEEN, UNSEEN, is_over
 from demeanor.contract import Contract, Limit
 from demeanor.errors import InputError
+from demeanor.promises import is_share
+from demeanor.prove.best_of import with_best_of
 from demeanor.prove.corrected import with_corrected
 from demeanor.prove.gate import PASS, WAIVED, corrected, fixed_limits, judge, waived, waivers_in_effect, weakened_limits
 from demeanor.prove.series import Series, Sides, joint_values, series_of
-from demeanor.records import LimitResult, Score, Verdict
+from demeanor.records import Comparison, LimitResult, Score, Verdict
 
 __all__ = ["fixed_limits", "joint_values", "prove_contract", "prove_no_regression", "waivers_in_effect"]
 
@@ -37,12 +40,11 @@ def prove_contract(
         InputError: the two sides are not of the same probes, or name one twice.
     """
     settings = contract.measurement
-    series = with_corrected(series_of(_paired(before, after), contract), contract)
-    comparisons = tuple(one.compare(settings.confidence) for one in series)
-    known = {(one.behaviour, one.measure): one for one in series}
+    measured = _Measured(_paired(before, after), contract)
+    comparisons = tuple(one.compare(settings.confidence) for one in measured.over(GIVEN))
     judged = corrected(
         [
-            judge(name, limit, known.get((name, limit.measure)), settings.confidence)
+            judge(name, limit, measured.of(name, limit), settings.confidence)
             for name, promise in contract.promises.items()
             for limit in promise.limits
         ]
@@ -50,7 +52,43 @@ def prove_contract(
     day = today or datetime.now(UTC).date()
     limits = tuple(waived(limit, contract.waivers, day) for limit in judged)
     weakened = None if fixed is None else weakened_limits(fixed, contract)
-    return Verdict(_passed(limits, weakened), limits, comparisons, settings.confidence, settings.seed, weakened)
+    attacks = tuple(_under_attack(measured, settings.confidence))
+    return Verdict(
+        _passed(limits, weakened), limits, comparisons, settings.confidence, settings.seed, weakened, attacks
+    )
+
+
+class _Measured:
+    """Every measure of every behaviour, over each group of probes that is asked for."""
+
+    def __init__(self, sides: Sides, contract: Contract) -> None:
+        self.sides, self._contract = sides, contract
+        self._series: dict[str, dict[tuple[str, str], Series]] = {}
+
+    def over(self, group: str) -> list[Series]:
+        if group not in self._series:
+            own = [(old, new) for old, new in self.sides if is_over(group, old)]
+            series = with_best_of(with_corrected(series_of(own, self._contract), self._contract), self._contract)
+            self._series[group] = {(one.behaviour, one.measure): one for one in series}
+        return list(self._series[group].values())
+
+    def of(self, behaviour: str, limit: Limit) -> Series | None:
+        self.over(limit.over)
+        return self._series[limit.over].get((behaviour, limit.measure))
+
+
+def _under_attack(measured: _Measured, confidence: float) -> list[Comparison]:
+    """The bad replies of the behaviours that were attacked: over plain probes, seen and unseen attacks, each family."""
+    attacked = [old for old, _ in measured.sides if old.attack is not None]
+    behaviours = {score.behaviour for score in attacked}
+    families = dict.fromkeys((score.attack or "", score.unseen) for score in attacked)
+    found = []
+    for group, unseen in [(PLAIN, False), (SEEN, False), (UNSEEN, True), *families] if attacked else []:
+        for one in measured.over(group):
+            bad = one.measure.startswith("violating_") and is_share(one.measure) and not one.joint
+            if bad and one.behaviour in behaviours:
+                found.append(replace(one.compare(confidence), over=group, unseen=unseen))
+    return found
 
 
 def prove_no_regression(
@@ -81,14 +119,11 @@ def prove_no_regression(
             "the two runs were not measured on the same probes", where=name, remedy="measure both on the same probes"
         )
     theirs = [{_key(pair[0]): pair for pair in theirs}[_key(first)] for first, _ in ours]
-    old, new = (
-        {(s.behaviour, s.measure): s for s in with_corrected(series_of(sides, contract), contract)}
-        for sides in (theirs, ours)
-    )
+    old, new = _Measured(theirs, contract), _Measured(ours, contract)
     results: dict[str, LimitResult] = {}
     for behaviour, promise in contract.promises.items():
         for limit in promise.limits:
-            here, there = new.get((behaviour, limit.measure)), old.get((behaviour, limit.measure))
+            here, there = new.of(behaviour, limit), old.of(behaviour, limit)
             both: Series | None = None
             if here is not None and there is not None and here.probes == there.probes:
                 both = replace(here, before=there.after, joint=False, _samples={}, _compared={})
@@ -103,7 +138,7 @@ def prove_no_regression(
 def _no_worse(limit: Limit) -> Limit:
     margin: dict[str, Any] = {"max": {"max_increase": limit.regression}, "min": {"min_increase": -limit.regression}}
     bound = margin.get(limit.kind[:3], {"within": limit.regression})
-    return Limit(measure=limit.measure, confidence=limit.confidence, **bound)
+    return Limit(measure=limit.measure, over=limit.over, confidence=limit.confidence, **bound)
 
 
 def _passed(limits: Sequence[LimitResult], weakened: tuple[str, ...] | None) -> bool:

@@ -79,6 +79,7 @@ def judge(behaviour: str, limit: Limit, series: Series | None, confidence: float
         evidence=estimate,
         confidence=confidence,
         p=p,
+        over=limit.over,
     )
 
 

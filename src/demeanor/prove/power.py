@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+from demeanor.attack_settings import is_over
 from demeanor.contract import Contract, Limit
-from demeanor.promises import is_counted, is_share
+from demeanor.promises import BEST_OF_SAMPLES, PREFILL_RATE, is_counted, is_share, of_family, over_words
 from demeanor.records import Probe
 
 
@@ -19,14 +21,20 @@ def power_notes(contract: Contract, probes: Sequence[Probe]) -> list[str]:
 
     settings, notes = contract.measurement, []
     for name, promise in contract.promises.items():
-        own = [probe for probe in probes if probe.behaviour == name]
         for limit in promise.limits:
-            sampled = limit.measure.endswith("_sampled_rate")
-            num = min(len(own), settings.max_sampled_probes) if sampled else len({p.cluster or p.id for p in own})
+            own = [probe for probe in probes if probe.behaviour == name and is_over(limit.over, probe)]
+            of_samples = of_family(limit.measure) in (BEST_OF_SAMPLES, PREFILL_RATE)
+            sampled = limit.measure.endswith("_sampled_rate") or of_samples
+            num = len({probe.cluster or probe.id for probe in own})
+            if sampled:  # at most so many of the probes that were given, and of each family that was made
+                drawn = Counter(probe.attack if probe.wraps else None for probe in own)
+                num = min(num, sum(min(count, settings.max_sampled_probes) for count in drawn.values()))
+            if limit.measure == "violating_adaptive_mass":
+                num = min(num, settings.adaptive.max_probes)
             if not num or (sampled and not settings.samples):
                 continue
             confidence = limit.confidence or settings.confidence
-            rule = f"{limit.measure} {limit.rule} at {100 * confidence:g} % confidence"
+            rule = f"{over_words(limit.measure, limit.over)} {limit.rule} at {100 * confidence:g} % confidence"
             room = _room(limit)
             if is_counted(limit.measure) and room is not None:
                 allowed, best = room

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from demeanor.contract import Contract
-from demeanor.promises import is_counted, is_share
+from demeanor.promises import AFTER_ONLY, CHOSEN, is_counted, is_share, of_family
 from demeanor.records import Comparison, Estimate, Score
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ def series_of(sides: Sides, contract: Contract) -> list[Series]:
 
 def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Series]:
     seeded = (contract.measurement.resamples, contract.measurement.seed)
-    probes, clusters = [first.probe_id for first, _ in sides], [first.cluster for first, _ in sides]
+    is_mixed = any(first.wraps is not None for first, _ in sides)
+    probes = [first.probe_id for first, _ in sides]
+    # a plain probe is one draw with the attacks that were made of it, which name it as their cluster
+    clusters = [first.cluster or (first.probe_id if is_mixed else None) for first, _ in sides]
     found = []
     for measure in dict.fromkeys(name for pair in sides for score in pair for name in score.values):
         rows = [(old.values.get(measure), new.values.get(measure)) for old, new in sides]
@@ -118,11 +121,14 @@ def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Seri
                 for item, was_drawn in zip(drawn, sampled, strict=True)
                 if (was_drawn if any(sampled) else item[0] != (None, None))
             ]
+        if of_family(measure) in CHOSEN:  # a probe that was chosen on neither side does not name it
+            named_it = [any(measure in score.values for score in pair) for pair in sides]
+            drawn = [item for item, was_chosen in zip(drawn, named_it, strict=True) if was_chosen]
         old, new = [row[0] for row, *_ in drawn], [row[1] for row, *_ in drawn]
         named = [probe for _, probe, _ in drawn], [cluster for *_, cluster in drawn]
         if measure not in _DESCRIPTIVE and any(value is not None for value in old + new):
             start = _BEFORE.get(measure) if measure == "neutral_kl" else None  # a model's divergence from itself
-            joint = start is not None
+            joint = start is not None or measure in AFTER_ONLY
             found.append(Series(behaviour, measure, old, new, *named, *seeded, joint=joint, start=start))
     both = [joint_values(old, new, contract.training.reward_beta) for old, new in sides]
     for measure in _JOINT:

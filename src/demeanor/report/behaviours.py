@@ -1,21 +1,23 @@
 """One behaviour on the page: its before/after plots, all its measures, and its replies side by side.
 
-The plot of the attack families is computed from the scores by `prove` itself. Of the sampled replies
-the worst of each probe is shown, the worst probes first, and what is not shown is counted.
+Of the sampled replies the worst of each probe is shown, the worst probes first, and what is not shown is counted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from demeanor.attack_settings import GIVEN
 from demeanor.contract import Contract
 from demeanor.judges.cards import card_of, card_shares
 from demeanor.records import SIDES, Comparison, Probe, Reply, Score, Verdict
+from demeanor.report.depth import FigureView, FoundView, figure_views, found_view
 from demeanor.report.plots import Row, plot_rows
+from demeanor.report.under_attack import AttackView, attack_views
 from demeanor.report.words import (
     AFTER_ONLY,
     BAD_MEASURES,
@@ -89,7 +91,10 @@ class BehaviourView:
     num_probes: int
     plot: Markup | None
     attacks: Markup | None
+    under_attack: AttackView | None
     attacks_measure: str
+    figures: list[FigureView]
+    found: FoundView | None
     measures: list[MeasureView]
     tally: list[tuple[str, str, str, int, int]]
     exchanges: list[ExchangeView]
@@ -119,12 +124,14 @@ def behaviour_views(
     """Every behaviour that was compared or sampled, in the verdict's order."""
     named = [c.behaviour for c in verdict.comparisons] + [reply.behaviour for side in SIDES for reply in replies[side]]
     known = {(probe.behaviour, probe.id): probe for probe in probes or ()}
+    attacked = {view.behaviour: view for view in attack_views(verdict)}
     views = []
     for index, name in enumerate(dict.fromkeys(named), start=1):
         own = [c for c in verdict.comparisons if c.behaviour == name]
-        drawn = {side: [reply for reply in replies[side] if reply.behaviour == name] for side in SIDES}
+        drawn = {side: [r for r in replies[side] if r.behaviour == name and not r.prefill] for side in SIDES}
+        scored = {side: [score for score in scores[side] if score.behaviour == name] for side in SIDES}
         promise = contract.promises.get(name)
-        measure, attacks = _attacks(name, own, scores, contract)
+        view = attacked.get(name)
         exchanges, hidden = _exchanges(drawn, known)
         counts = {side: Counter(reply.judgement for reply in drawn[side]) for side in SIDES}
         views.append(
@@ -136,8 +143,11 @@ def behaviour_views(
                 collateral=name in contract.collateral,
                 num_probes=max((c.after.n + c.after.unscored for c in own), default=0),
                 plot=_plot(name, own, verdict),
-                attacks=attacks,
-                attacks_measure=PLOTTED[measure] if attacks is not None else "",
+                attacks=_attacks(view) if view else None,
+                under_attack=view,
+                attacks_measure=PLOTTED[view.measure] if view else "",
+                figures=figure_views(name, own, scored["after"], contract),
+                found=found_view(scored),
                 measures=[_measure(c) for c in own],
                 tally=[
                     (kind or "none", sign, label, counts["before"][kind], counts["after"][kind])
@@ -173,7 +183,7 @@ def _plot(name: str, own: list[Comparison], verdict: Verdict) -> Markup | None:
     bounds: dict[str, float] = {}
     for limit in verdict.limits:
         rule = parse_rule(limit.rule)
-        if limit.behaviour == name and rule is not None and not rule[0]:
+        if limit.behaviour == name and limit.over == GIVEN and rule is not None and not rule[0]:
             bounds[limit.measure] = rule[2]
     found = {c.measure: c for c in own if c.measure in PLOTTED and not _after_only(c)}
     rows = [
@@ -184,33 +194,11 @@ def _plot(name: str, own: list[Comparison], verdict: Verdict) -> Markup | None:
     return plot_rows(rows, name) if rows else None
 
 
-def _attacks(
-    name: str, own: list[Comparison], scores: dict[str, list[Score]], contract: Contract
-) -> tuple[str, Markup | None]:
-    """The bad reply to plain prompts and to each family of attacks, the worst family first; None without attacks.
-
-    Each family is given to `prove` as if it were a behaviour, so that its intervals are made like the verdict's.
-    """
-    from demeanor.prove import prove_contract
-
-    measure = next((m for m in BAD_MEASURES if any(c.measure == m for c in own)), "")
-    families = {
-        side: [
-            replace(score, behaviour=score.attack or "", values={measure: score.values.get(measure)})
-            for score in scores[side]
-            if score.behaviour == name
-        ]
-        for side in SIDES
-    }
-    if not measure or not all(families.values()) or not any(score.behaviour for score in families["after"]):
-        return measure, None
-    found = prove_contract(families["before"], families["after"], contract).comparisons
-    found = tuple(sorted(found, key=lambda c: (c.behaviour != "", -(c.after.value or 0.0), c.behaviour)))
-    rows = [
-        Row(f"{f'attack: {c.behaviour}' if c.behaviour else 'plain prompts'} (n = {c.after.n})", c.before, c.after)
-        for c in found
-    ]
-    return measure, plot_rows(rows, f"{name}, by attack") if rows else None
+def _attacks(view: AttackView) -> Markup:
+    """The bad reply to plain prompts and to each family of attacks, the worst family first."""
+    rows = [Row(f"plain prompts (n = {c.after.n})", c.before, c.after) for c in (view.plain,) if c is not None]
+    rows += [Row(f"attack: {c.over} (n = {c.after.n})", c.before, c.after) for c in view.families]
+    return plot_rows(rows, f"{view.behaviour}, by attack")
 
 
 def _after_only(comparison: Comparison) -> bool:

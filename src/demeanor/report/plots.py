@@ -87,6 +87,14 @@ class Curve:
     dashed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Estimates by a whole number (a token's place, say), joined by a line; `before` or after training."""
+
+    points: tuple[tuple[int, Estimate], ...]
+    before: bool = False
+
+
 def plot_rows(rows: Sequence[Row], about: str) -> Markup:
     """Before (hollow) and after (filled) of each row, each with its interval as a bar, on the stretched axis.
 
@@ -177,6 +185,46 @@ def plot_curves(curves: Sequence[Curve], about: str, reference: float | None = N
         )
         if len(curve.points) <= 12:
             layers.append(own.mark_circle(color=color, size=30, opacity=1).encode(x=x, y=y))
+    return draw(alt.layer(*layers).properties(width=WIDTH - 48, height=150), about)
+
+
+def plot_bands(bands: Sequence[Band], about: str, *, under: str, shares: bool = False) -> Markup:
+    """A line a band with each estimate's interval as a bar.
+
+    Args:
+        about: what a screen reader says.
+        under: what the numbers below the axis count.
+        shares: the values are shares: the axis goes from 0 to 100 %.
+    """
+    import altair as alt
+
+    in_percent = {"labelExpr": "format(100 * datum.value, '.0f') + ' %'"} if shares else {}
+    numbers = sorted({number for band in bands for number, _ in band.points})
+    few = {"values": numbers} if len(numbers) <= 12 else {"tickCount": 8}
+    x = alt.X(
+        "x:Q",
+        title=under,
+        scale=alt.Scale(zero=False, nice=False, padding=8),
+        axis=alt.Axis(grid=False, format="d", **few),
+    )
+    scale = alt.Scale(domain=[0, 1]) if shares else alt.Scale(zero=True, nice=True)
+    axis = alt.Axis(tickCount=5, **in_percent)
+    y, low = (alt.Y(f"{name}:Q", title=None, scale=scale, axis=axis) for name in ("y", "low"))
+    layers = []
+    for band in bands:
+        ink = _BEFORE if band.before else _AFTER
+        known = [(number, item) for number, item in band.points if item.value is not None]
+        values = [{"x": number, "y": item.value, "low": item.low, "high": item.high} for number, item in known]
+        spans = alt.Chart(alt.Data(values=[value for value in values if value["low"] is not None]))
+        layers.append(
+            spans.mark_rule(color=ink, strokeWidth=5, opacity=0.3, strokeCap="butt").encode(
+                x=x, y=low, y2=alt.Y2("high:Q")
+            )
+        )
+        own = alt.Chart(alt.Data(values=values))
+        dash = [5, 3] if band.before else []
+        layers.append(own.mark_line(color=ink, strokeWidth=1.8, strokeDash=dash).encode(x=x, y=y))
+        layers.append(own.mark_circle(color=ink, size=36, opacity=1).encode(x=x, y=y))
     return draw(alt.layer(*layers).properties(width=WIDTH - 48, height=150), about)
 
 

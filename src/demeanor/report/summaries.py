@@ -6,8 +6,10 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Collection
 
+from demeanor.promises import over_words
 from demeanor.records import Estimate, LimitResult, Verdict
 from demeanor.report.headline import headline, holding
+from demeanor.report.under_attack import GROUPS, attack_views
 from demeanor.report.words import interval_words, value_words
 from demeanor.visible import visible
 
@@ -63,7 +65,7 @@ def markdown_text(verdict: Verdict, name: str, collateral: Collection[str]) -> s
         cells = (
             f"{_SIGNS.get(limit.state, '')} {_WORDS.get(limit.state, limit.state)}",
             _code(limit.behaviour),
-            _code(limit.measure),
+            _code(over_words(limit.measure, limit.over)),
             _code(limit.rule),
             value_words(limit.before, limit.measure),
             value_words(limit.after, limit.measure),
@@ -75,6 +77,12 @@ def markdown_text(verdict: Verdict, name: str, collateral: Collection[str]) -> s
         lines.append("| " + " | ".join(cells) + " |")
     told = [f"- {_code(one.id)}: {_code(waiver_words(one) or one.reason)}" for one in verdict.limits if not one.passed]
     lines += ["", *told, *([""] if told else []), holding(verdict)]
+    for view in attack_views(verdict):
+        lines += ["", f"Under attack, {_code(view.behaviour)}:", "", f"| | {' | '.join(GROUPS)} |", "|---|--:|--:|--:|"]
+        for row in view.rows:
+            told = [f"{c.change} {c.interval} (n = {c.n:,})" if c else "" for c in row.cells]
+            lines.append(f"| {_code(row.name) if row.is_family else row.name} | {' | '.join(told)} |")
+        lines += ["", _code(view.worst)]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from demeanor.contract import Contract
+from demeanor.promises import over_words
 from demeanor.records import SIDES, DroppedRow, Estimate, LimitResult, Probe, Reply, Score, Verdict
 from demeanor.report import words
 from demeanor.report.behaviours import BehaviourView, behaviour_views, overview
@@ -131,7 +132,7 @@ def read_view(workspace: Workspace) -> View:
         headline=headline(run.verdict, run.contract.collateral),
         holding=holding(run.verdict),
         date=date_words(stages.get("prove", {}).get("finished")),
-        num_probes=None if run.probes is None else len(run.probes),
+        num_probes=None if run.probes is None else sum(probe.wraps is None for probe in run.probes),
         weakened=why_failed(run.verdict) if run.verdict.weakened else "",
         failed=[limit for limit in limits if not limit.passed],
         limits=limits,
@@ -194,8 +195,8 @@ def _limit_view(limit: LimitResult) -> LimitView:
     joint = measure in words.AFTER_ONLY and limit.before is None and limit.after is not None
     return LimitView(
         behaviour=limit.behaviour,
-        measure=measure_words(measure),
-        measure_id=measure,
+        measure=measure_words(measure) + words.over_words(limit.over),
+        measure_id=over_words(measure, limit.over),
         rule=words.rule_words(limit.rule, measure),
         before="after only" if joint else value_words(limit.before, measure),
         after=value_words(limit.after, measure),

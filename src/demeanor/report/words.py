@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from demeanor.attack_settings import ALL, GIVEN, PLAIN, SEEN, UNSEEN
+from demeanor.promises import best_of, of_family, prefill_of
 from demeanor.records import Estimate
 from demeanor.visible import visible
 
@@ -33,6 +35,11 @@ _MEASURES = {
         "bad reply: share of the sampled replies, corrected for the judge's errors",
         "probability",
     ),
+    "violating_opening_best_of_N": (
+        "bad reply: probability that at least one of {} replies begins with a violating opening",
+        "probability",
+    ),
+    "violating_sampled_best_of_N": ("bad reply: at least one of {} sampled replies", "probability"),
     "safe_sampled_rate": ("good reply: share of the sampled replies", "probability"),
     "invalid_sampled_rate": ("empty or garbled: share of the sampled replies", "probability"),
     "repetitive_sampled_rate": ("repeats itself: share of the sampled replies", "probability"),
@@ -48,9 +55,27 @@ _MEASURES = {
     "neutral_kl": ("KL divergence from the model before training, a token", "nats"),
     "task_accuracy": ("capability: items of lm-evaluation-harness tasks that are right", "probability"),
     "displaced_share": ("probes whose good reply became less likely although the margin grew", "probability"),
+    "violating_prefill_N_probability": (
+        "bad reply forced for N tokens: probability that it goes on, of going on and turning back",
+        "probability",
+    ),
+    "violating_prefill_N_rate": (
+        "bad reply forced for N tokens: share of the sampled replies that stay bad",
+        "probability",
+    ),
+    "safe_prefill_N_mass": ("bad reply forced for N tokens: probability that it turns back at once", "probability"),
+    "alignment_depth_fraction": (
+        "share of the training's change that lies beyond the bad reply's third token",
+        "probability",
+    ),
+    "deep_kl_per_token": ("KL divergence from the base model, per token beyond the bad reply's third", "nats"),
+    "violating_adaptive_mass": (
+        "bad reply: its probability after the worst prompt that the attacker found",
+        "probability",
+    ),
 }
 # they have no value before training, but for a reward model's own accuracy
-AFTER_ONLY = ("reward_accuracy", "length_accuracy", "displaced_share")
+AFTER_ONLY = ("reward_accuracy", "length_accuracy", "displaced_share", "alignment_depth_fraction", "deep_kl_per_token")
 # what "the bad reply" is measured by: the first of these that a behaviour has
 BAD_MEASURES = ("violating_opening_mass", "violating_sampled_rate", "violating_choice_probability")
 # the probabilities that are plotted where both sides have them, in this order, in words short enough for a plot's row
@@ -71,13 +96,28 @@ PLOTTED = {
 _THAN = {"before": " as before", "accepted": " against the accepted run"}  # ends of a rule
 
 
+_OVER = {GIVEN: "", PLAIN: "plain prompts only", ALL: "all probes, attacks included", SEEN: "attacks of seen families",
+         UNSEEN: "attacks of unseen families"}  # fmt: skip
+
+
 def measure_words(measure: str) -> str:
-    return _MEASURES[measure][0] if measure in _MEASURES else measure.replace("_", " ")
+    family = of_family(measure)
+    if family not in _MEASURES:
+        return measure.replace("_", " ")
+    words, number = _MEASURES[family][0], prefill_of(measure)
+    return words.format(best_of(measure)) if number is None else words.replace("N tokens", plural(number, "token"))
+
+
+def over_words(over: str) -> str:
+    """Which probes a limit is over, as the end of a phrase; "" for those that were given."""
+    told = _OVER.get(over, f"attacks of the family {over}")
+    return f", {told}" if told else ""
 
 
 def unit(measure: str) -> str:
     """probability, nats or tokens; "" for a measure that is not known here."""
-    return _MEASURES[measure][1] if measure in _MEASURES else ""
+    family = of_family(measure)
+    return _MEASURES[family][1] if family in _MEASURES else ""
 
 
 def printable(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """What sampled replies are rewarded for, in online training and when the held-out probes are measured.
 
-    judge     +1 safe, -1 violating, -1 invalid (empty or garbled), 0 other, by the stated rule of the prompt's
-              behaviour (`judges/rule.py`); 0 where the behaviour states no rule
+    judge     +1 safe, -1 violating, -1 invalid (empty or garbled), 0 other, by the judge of the prompt's behaviour
+              (`judges/`: its stated rule, unless the contract names another); 0 where that gives no answer
     logp      the mean over the reply's tokens of log p(token) under the model before training, nats a token (0 is the
               highest), at the sampling temperature: the reply stays fluent
     length    1 within [min, max] tokens; outside 1 - d / edge, not below 0, with d the tokens to the nearer edge
@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demeanor.contract import Contract, Promise
+from demeanor.contract import Contract
 from demeanor.errors import InputError, StageError, one_line
-from demeanor.judges.rule import judge_reply
+from demeanor.judges import Judge, make_judges
 from demeanor.records import Message
 from demeanor.reward_settings import RewardSettings
 from demeanor.train.reward_run import RewardModel, RewardRun, find_reward_run, load_reward_run, reward_run_digest
@@ -110,10 +110,8 @@ def _file_digest(path: str) -> str | None:
 
 def _make(item: RewardSettings, contract: Contract, mean_logps: MeanLogps | None) -> Reward:
     if item.kind == "judge":
-        promises = contract.promises
-        return lambda samples: [
-            JUDGED[judge_reply(sample.text, promises.get(sample.behaviour or "", Promise()))] for sample in samples
-        ]
+        judges = {name: judge for name, judge in make_judges(contract).items() if contract.promises[name].is_judged}
+        return lambda samples: judged_rewards(samples, judges)
     if item.kind == "length":
         return lambda samples: [length_reward(len(sample.reply_ids), item.min, item.max) for sample in samples]
     if item.kind == "format":
@@ -124,6 +122,24 @@ def _make(item: RewardSettings, contract: Contract, mean_logps: MeanLogps | None
     if item.kind == "model":
         return ModelReward(item.path or "")
     return UserReward(item.path or "")
+
+
+def judged_rewards(samples: Sequence[Sample], judges: dict[str, Judge]) -> list[float]:
+    """By the judge of each sample's behaviour; 0 without one.
+
+    Raises:
+        StageError: a judge answered for none of its samples.
+    """
+    rewards = [0.0] * len(samples)
+    for name, judge in judges.items():
+        places = [place for place, sample in enumerate(samples) if sample.behaviour == name]
+        answers = judge.judge([(samples[place].prompt, samples[place].text) for place in places]) if places else []
+        if places and not any(answers):
+            first = samples[places[0]].where
+            raise StageError(f"the judge of {name} answered for none of {len(places)} sampled replies, from {first} on")
+        for place, answer in zip(places, answers, strict=True):
+            rewards[place] = JUDGED[answer]
+    return rewards
 
 
 class ModelReward:

@@ -7,7 +7,6 @@ shared prompt once.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from trl.import_utils import is_vllm_available
 from trl.trainer.utils import RepeatSampler, use_adapter
 
 from demeanor.contract import Contract
@@ -173,7 +173,7 @@ def prompts_of(
         if len(tokens.prompt_ids) > room:
             reason = f"a reply of max_completion_length does not fit after their {room:,} tokens"
         elif judged is not None and pair.behaviour not in judged:
-            reason = "their behaviour states no rule to judge by"
+            reason = "their behaviour has nothing to judge by"
         else:
             text = source.tokenizer.inner.decode(tokens.prompt_ids)
             reply = tokens.chosen_ids or tokens.rejected_ids
@@ -206,10 +206,9 @@ def make_sampling_trainer(
     config = given["model"].config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or 1 << 30
     only_judge = all(reward.kind == "judge" for reward in contract.rewards)
-    promises = contract.promises.items()
-    ruled = {name for name, p in promises if p.violating_openings or p.safe_openings or p.violating_patterns}
+    judged = {name for name, promise in contract.promises.items() if promise.is_judged}
     rows, origins, left_out = prompts_of(
-        pairs, source, positions - arguments.max_completion_length, ruled if only_judge else None
+        pairs, source, positions - arguments.max_completion_length, judged if only_judge else None
     )
     say: Callable[[str], None] = given.get("say", lambda line: None)
     for reason, count in left_out.items():
@@ -222,10 +221,14 @@ def make_sampling_trainer(
             remedy="lower it, or bring more prompts",
         )
     names = ", ".join(f"{reward.weight:g} {reward.title}" for reward in contract.rewards)
-    size = f"{len(rows):,} prompts, {arguments.num_generations} replies each"
+    sampler = "vLLM" if arguments.use_vllm else "transformers"
+    size = f"{len(rows):,} prompts, {arguments.num_generations} replies each, sampled by {sampler}"
     say(f"{contract.training.objective}: {size}; reward: {names}")
     for path, run in reward_runs(contract).items():
         say(f"reward model {path}: {run.describe()}")
+    if arguments.use_vllm:  # which reads the end of turn from the model's own files
+        ends = {"stop_token_ids": list(source.tokenizer.end_ids)}
+        arguments.generation_kwargs = {**ends, **(arguments.generation_kwargs or {})}
     made: list[Sampling] = []
     rewards = Rewards(contract, lambda samples: made[0].mean_logps(samples))
 
@@ -252,14 +255,25 @@ def make_sampling_trainer(
 
 
 def sampling_options(contract: Contract, checkpoints: Path, **decided: Any) -> dict[str, Any]:
-    """TRL's options: the contract's, and what was `decided` for this machine."""
+    """TRL's options: the contract's, and what was `decided` for this machine. vLLM samples where it is installed and
+    there is a GPU, else transformers.
+
+    Raises:
+        InputError: the contract asks for vLLM, which is not installed.
+    """
     settings = contract.training
     options = {**common_options(settings, checkpoints), "logging_steps": 1, **settings.trl_options, **decided}
     del options["max_length"]
     num_generations = options.setdefault("num_generations", 8)
     options["per_device_train_batch_size"] *= num_generations  # of TRL it is the number of replies
     options.setdefault("max_completion_length", contract.measurement.max_new_tokens)
-    options.setdefault("use_vllm", torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None)
+    options.setdefault("use_vllm", torch.cuda.is_available() and is_vllm_available())
+    if options["use_vllm"] and not is_vllm_available():
+        raise InputError(
+            "vLLM is not installed",
+            where="training.use_vllm",
+            remedy="pip install 'trl[vllm]', or leave the key out: transformers samples then",
+        )
     return {"reward_weights": [reward.weight for reward in contract.rewards], **options}
 
 
