@@ -22,6 +22,7 @@ from demeanor.objectives import OBJECTIVES
 from demeanor.promises import (
     AFTER_ONLY,
     BEST_OF_SAMPLES,
+    LOOK_ALIKES,
     MEASURES,
     OF_REWARD_MODELS,
     OF_REWARD_MODELS_ONLY,
@@ -371,7 +372,7 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
     """Make the contract's paths that exist under `root` absolute, so that it means the same from anywhere."""
 
     def fix(text: str | None) -> str | None:
-        if text is None or text == STARTER or Path(text).expanduser().is_absolute():
+        if text is None or text in (STARTER, LOOK_ALIKES) or Path(text).expanduser().is_absolute():
             return text
         if not (root / text).exists() and _HUB_ID.fullmatch(text) and not text.endswith(_DATA_SUFFIXES):
             return text
@@ -398,7 +399,10 @@ def resolve_paths(contract: Contract, root: Path) -> Contract:
             judge = judge.model_copy(update={"card": read_card(root / Path(judge.card).expanduser())})
         if judge.kind == "model":
             judge = judge.model_copy(update={"model": fix(judge.model)})
-        return promise.model_copy(update={"probes": fix(promise.probes), "judge": judge})
+        tasks = promise.tasks
+        if tasks is not None and tasks.folder is not None:
+            tasks = tasks.model_copy(update={"folder": str((root / Path(tasks.folder).expanduser()).resolve())})
+        return promise.model_copy(update={"probes": fix(promise.probes), "judge": judge, "tasks": tasks})
 
     return contract.model_copy(
         update={

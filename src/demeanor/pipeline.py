@@ -18,6 +18,7 @@ from demeanor.contract import Adaptive, Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
 from demeanor.judges import judge_digests, judge_identities
 from demeanor.measure import measure_model
+from demeanor.measure.tasks import task_scores, tasks_identity
 from demeanor.model import load_model, load_reward_model
 from demeanor.objectives import OBJECTIVES
 from demeanor.plan import DEFAULT_BEHAVIOUR, Plan, prompt_inputs, read_inputs, recorded_identity
@@ -165,6 +166,7 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
             scores, replies = measure_model(
                 model, plan.tokenizer, plan.probes, contract, side, partial=partial, advance=advance, say=progress.say
             )
+        scores = [*scores, *task_scores(model, plan.tokenizer.inner, contract, side)]
         workspace.write_records(scores_file, scores)
         workspace.write_records(replies_file, replies)
         partial.unlink(missing_ok=True)
@@ -281,7 +283,9 @@ def ask(
         )
     require(plan.workspace, contract, plan.identity, "read", "train")
     known = [
-        p for p in plan.probes if p.prompt[-1].content.strip() == prompt.strip() and behaviour in (None, p.behaviour)
+        p
+        for p in plan.probes
+        if p.prompt and p.prompt[-1].content.strip() == prompt.strip() and behaviour in (None, p.behaviour)
     ]
     if known and not violating and not safe:
         violating, safe = known[0].violating, known[0].safe
@@ -372,6 +376,7 @@ def stage_inputs(
             "max_length": contract.training.max_length,
             "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],
             "functions": function_digests(contract),
+            "tasks": tasks_identity(contract, known.get("tasks", {})),
             **reward_model_digests(contract, known),
         }
         if OBJECTIVES[contract.training.objective].trains_reward_model:

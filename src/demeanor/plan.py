@@ -18,12 +18,15 @@ from demeanor.contract import STARTER, Contract, build_contract
 from demeanor.curate import loss_weights, one_of_each_list, split_pairs
 from demeanor.errors import InputError, PairsError
 from demeanor.judges import make_judges
+from demeanor.measure.tasks import check_tasks
 from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
 from demeanor.objectives import OBJECTIVES
 from demeanor.pairs import read_pairs
+from demeanor.pairs.probes import read_probes
+from demeanor.probing import check_answerable, distinct_probes, without_asked
 from demeanor.promises import prefill_of
 from demeanor.prove.power import power_notes
-from demeanor.records import DroppedRow, PreferencePair, Probe, content_id
+from demeanor.records import DroppedRow, PreferencePair, Probe
 from demeanor.settings import apply_overrides
 from demeanor.starter import starter_file
 from demeanor.tokens import Refused, Tokenizer, make_tokenizer, tokenize_pairs
@@ -118,6 +121,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
     tokenizer = make_tokenizer(inner, end_of_turn_ids(source, inner))
     _check_openings(contract, tokenizer)
     make_judges(contract)  # refuses what cannot judge
+    check_tasks(contract)
     inputs = read_inputs(workspace, contract, _identity(source, tokenizer))
     if workspace.contract_file.exists() and workspace.is_done("read", inputs):
         stored = workspace.manifest()["stages"]["read"]
@@ -150,12 +154,9 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
     probes = _read_probes(contract, tokenizer, heldout, dropped, notes)
     probes, told = add_attacks(contract, tokenizer, probes, _positions(source))
     notes += told
-    asked = {_flat(probe.prompt[-1].content) for probe in probes}
-    leaked = [pair for pair in train if _flat(pair.prompt[-1].content) in asked]
-    dropped += [_drop(pair, "its prompt is a probe") for pair in leaked]
-    train = [pair for pair in train if _flat(pair.prompt[-1].content) not in asked]
-    if leaked:
-        notes.append(f"{len(leaked)} pairs were not trained on: their prompt is a probe")
+    train, leaked, told = without_asked(train, probes)
+    dropped += [_drop(pair, reason) for pair, reason in leaked]
+    notes += told
     train, unseen, probes, told = hold_out(contract, tokenizer, train, probes)
     dropped += [_drop(pair, "its attack family is held out") for pair in unseen]
     notes += told
@@ -237,7 +238,7 @@ def read_inputs(workspace: Workspace, contract: Contract, identity: dict[str, st
     known = workspace.manifest()["stages"].get("read", {}).get("inputs", {}).get("files", {})
     return {
         "data": {**contract.data.model_dump(mode="json"), "ranked": contract.ranked},
-        "probes": {name: promise.probes for name, promise in contract.promises.items()},
+        "probes": {name: [promise.probes, promise.asked_prompts] for name, promise in contract.promises.items()},
         "files": {name: _file_digest(name) or known.get(name) for name in files},
         "behaviours": {name: behaviour.kind for name, behaviour in contract.behaviours.items()},
         "model": [contract.model, contract.revision],
@@ -340,28 +341,43 @@ def _read_probes(
     own = {name for name, promise in contract.promises.items() if promise.probes}
     for name, promise in contract.promises.items():
         if promise.probes:
-            result = read_pairs(promise.probes, behaviour=name)
-            own_pairs, others = one_of_each_list(result.pairs, contract.data.seed)
-            probes += [Probe.from_pair(pair, name) for pair in own_pairs]
+            result = read_probes(promise.probes, name, label=promise.asked_prompts)
+            own_pairs, others = one_of_each_list(result.pairs.pairs if result.pairs else [], contract.data.seed)
+            probes += [*result.probes, *(Probe.from_pair(pair, name) for pair in own_pairs)]
             dropped += result.dropped
             if others:
                 notes.append(f"probes of {name}: one pair of each ranked list; {len(others):,} others are left out")
-            if result.dropped:
-                notes.append(f"probes of {name}: {result.summary()}")
+            if result.note:
+                notes.append(result.note)
     probes += [Probe.from_pair(p, p.behaviour or DEFAULT_BEHAVIOUR) for p in heldout if p.behaviour not in own]
-    probes = _clustered(list({(probe.behaviour, probe.id): probe for probe in probes}.values()))
-    system, cut = contract.system_text(), 0
-    for place, probe in enumerate(probes):
+    probes, told = distinct_probes(probes)
+    notes += told
+    system, longest, cut, shortened = contract.system_text(), contract.training.max_length, 0, 0
+    read, probes = probes, []
+    refused: Counter[tuple[str, str]] = Counter()
+    for probe in read:
         try:
-            messages, turns = tokenizer.fit(
-                probe.prompt, probe.violating + probe.safe, system, contract.training.max_length
-            )
+            messages, turns = probe.prompt, 0
+            if probe.prompt:
+                messages, turns = tokenizer.fit(probe.prompt, probe.violating + probe.safe, system, longest)
+            elif max(len(tokenizer.text(text)) for text in probe.safe + probe.violating) > longest:
+                if probe.violating:
+                    raise Refused(f"longer than max_length={longest}")
+                shortened += 1
         except Refused as reason:
-            raise InputError(f"a probe of {probe.behaviour} cannot be used: {reason}") from None
-        probes[place] = replace(probe, prompt=messages)
+            if probe.violating or not probe.safe:
+                raise InputError(f"a probe of {probe.behaviour} cannot be used: {reason}") from None
+            # a neutral text or dialog is one of many
+            refused[probe.behaviour, str(reason)] += 1
+            dropped.append(DroppedRow(probe.behaviour, 0, str(reason), probe.safe[0][:200]))
+            continue
+        probes.append(replace(probe, prompt=messages))
         cut += bool(turns)
+    notes += [f"probes of {name}: {count:,} left out: {why}" for (name, why), count in refused.items()]
     if cut:
         notes.append(f"{cut} probes lost their oldest turns to fit max_length={contract.training.max_length}")
+    if shortened:
+        notes.append(f"{shortened} plain texts are read up to max_length={contract.training.max_length} only")
     if not probes:
         raise InputError(
             "the held-out set is empty: nothing could be proven",
@@ -369,28 +385,15 @@ def _read_probes(
             remedy="raise it, bring more pairs, or name files of probes",
         )
     for name, promise in contract.promises.items():
-        if promise.limits and not any(probe.behaviour == name for probe in probes):
+        if promise.limits and promise.tasks is None and not any(probe.behaviour == name for probe in probes):
             raise InputError(
                 f"the behaviour {name} has limits but no probe",
                 where=f"behaviours.{name}",
                 remedy="name a file of probes, or pairs whose behaviour is this",
             )
+    notes += check_answerable(contract, probes)
     return probes
-
-
-def _clustered(probes: list[Probe]) -> list[Probe]:
-    """Probes of one behaviour that ask the same thing are one draw: those that name no cluster get one."""
-    asked = [(p.behaviour, *((turn.role, _flat(turn.content)) for turn in p.prompt)) for p in probes]
-    counts = Counter(asked)
-    return [
-        replace(probe, cluster=content_id(key)) if probe.cluster is None and counts[key] > 1 else probe
-        for probe, key in zip(probes, asked, strict=True)
-    ]
 
 
 def _drop(pair: PreferencePair, reason: str) -> DroppedRow:
     return DroppedRow(pair.source, pair.row or 0, reason, pair.prompt[-1].content[:200])
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -29,6 +29,7 @@ MEASURES = {
     "measurement.temperature: 1 - C(k - c, N) / C(k, N) of k samples, c of them violating (unbiased; N at most k)",
     "safe_sampled_rate": "share of the sampled replies that the judge calls safe",
     "invalid_sampled_rate": "share of the sampled replies that are empty or garbled",
+    "repetitive_sampled_rate": "share of the sampled replies of whose 4-word sequences more than a quarter are repeats",
     "reply_tokens": "length of the sampled replies, tokens",
     "reward": "weighted sum of `training.rewards`, mean over the sampled replies",
     "reward_accuracy": "share of pairs whose implicit reward is higher for the safe (chosen) reply (of one "
@@ -38,6 +39,12 @@ MEASURES = {
     "safe_reward": "reward of the safe reply, mean over the probe's safe ones; of a reward model only",
     "violating_reward": "reward of the violating reply, mean over the probe's violating ones; of a reward model only",
     "length_accuracy": "what the better of 'the longer reply wins' and 'the shorter wins' reaches on the same pairs",
+    "minimal_pair_accuracy": "share of minimal pairs (BLiMP's format) whose good sentence is the more probable one",
+    "text_logp_per_token": "log p of plain texts divided by their tokens, nats, mean over the texts; perplexity is "
+    "exp(-this)",
+    "neutral_kl": "KL(after || before) of the next token, nats a token, mean over the positions of plain texts or of "
+    "dialogs' replies; 0 before",
+    "task_accuracy": "share of the items of lm-evaluation-harness tasks that are right",
     "displaced_share": "share of pairs whose chosen reply became less likely although the margin grew; after only",
     "violating_prefill_N_probability": "of a reply forced to begin with the first N tokens of the violating one: p of "
     "its rest over p of the rest and of the safe reply, said from there; N as in `measurement.prefill`",
@@ -54,6 +61,7 @@ MEASURES = {
 OF_REWARD_MODELS = ("reward_accuracy", "length_accuracy", "validation_loss", "safe_reward", "violating_reward")
 OF_REWARD_MODELS_ONLY = OF_REWARD_MODELS[-2:]
 
+LOOK_ALIKES = "look-alikes"  # in `probes`: the set of harmless prompts in harmful-looking words that comes along
 BEST_OF_OPENINGS, BEST_OF_SAMPLES = "violating_opening_best_of_N", "violating_sampled_best_of_N"
 PREFILL_RATE = "violating_prefill_N_rate"
 KINDS = ("max", "min", "max_increase", "min_increase", "max_ratio", "min_ratio", "within")
@@ -206,6 +214,21 @@ class Waiver(Section):
         raise ValueError("must be a day, YYYY-MM-DD")
 
 
+class Tasks(Section):
+    """Tasks of lm-evaluation-harness (the extra `lm-eval`), instead of probes; of collateral only."""
+
+    names: tuple[Text, ...] = Field(min_length=1, description="of the tasks")
+    folder: Text | None = Field(None, description="with task files (YAML) of your own, which alone are known then")
+    metric: Text = Field("acc", description="of an item, 0 or 1: acc, acc_norm, exact_match ...")
+    limit: int | None = Field(None, ge=1, description="at most so many items of each task")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; default the task's own")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, data: Any) -> Any:
+        return {"names": [data] if isinstance(data, str) else data} if isinstance(data, str | list) else data
+
+
 class Promise(Section):
     """What is measured of a behaviour, and its limits."""
 
@@ -220,9 +243,35 @@ class Promise(Section):
         description="who judges sampled replies: rule, refusal, classifier, {model: ...}, {endpoint: ..., model: ...}",
     )
     probes: Text | None = Field(
-        None, description="a file of pairs (prompt, chosen, rejected): held out, never trained on"
+        None,
+        description="a file, held out, never trained on: pairs (prompt, chosen, rejected), prompts (XSTest's format), "
+        "minimal pairs (BLiMP's format), dialogs or plain texts; or look-alikes, harmless prompts that come along",
+    )
+    prompts: Literal["safe", "unsafe"] | None = Field(
+        None,
+        description="of a file of prompts labelled safe or unsafe: those that are asked; default for the judge "
+        "refusal: safe where a refusal violates, else unsafe",
+    )
+    tasks: Tasks | None = Field(
+        None, description="collateral only: tasks of lm-evaluation-harness instead of probes, by name, or with settings"
     )
     limits: tuple[Limit, ...] = Field((), description="what must hold after training")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _look_alikes(cls, data: Any) -> Any:
+        """Without another rule, a refusal is the bad reply to a harmless prompt."""
+        rules = ("judge", "violating_openings", "safe_openings", "violating_patterns")
+        if isinstance(data, dict) and data.get("probes") == LOOK_ALIKES and not any(data.get(name) for name in rules):
+            return {**data, "judge": {"kind": "refusal", "refused": "violating"}}
+        return data
+
+    @property
+    def asked_prompts(self) -> Literal["safe", "unsafe"] | None:
+        """Which prompts of a labelled file are asked; None where the contract does not say."""
+        if self.prompts is not None or self.judge.kind != "refusal":
+            return self.prompts or ("safe" if self.probes == LOOK_ALIKES else None)
+        return "safe" if self.judge.refused == "violating" else "unsafe"
 
     @model_validator(mode="after")
     def _prefix_free(self) -> Promise:
@@ -237,6 +286,16 @@ class Promise(Section):
             for other_number, (*_, other) in enumerate(everything):
                 if number != other_number and other.startswith(text):
                     raise fault(f"{text!r} is the beginning of {other!r}; keep one of them", name, place)
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_alone(self) -> Promise:
+        for name in ("probes", "prompts", "violating_openings", "safe_openings", "violating_patterns"):
+            if self.tasks is not None and getattr(self, name):
+                raise fault("tasks have their own prompts and answers: leave this out", name)
+        for place, limit in enumerate(self.limits):
+            if (limit.measure == "task_accuracy") != (self.tasks is not None):
+                raise fault("tasks have the measure task_accuracy, and nothing else has", "limits", place)
         return self
 
     @model_validator(mode="after")
@@ -275,6 +334,8 @@ class Behaviour(Promise):
 
     @model_validator(mode="after")
     def _by_kind(self) -> Behaviour:
+        if self.tasks is not None:
+            raise fault("belongs to collateral", "tasks")
         if self.kind == "permanent":
             for name in ("value", "examples"):
                 if getattr(self, name) not in (None, ()):
@@ -282,7 +343,7 @@ class Behaviour(Promise):
             return self
         if self.value is None:
             raise fault("a transient behaviour needs `value`, the text for the system prompt")
-        for name in ("limits", "probes", "violating_openings", "safe_openings", "violating_patterns"):
+        for name in ("limits", "probes", "prompts", "violating_openings", "safe_openings", "violating_patterns"):
             if getattr(self, name):
                 raise fault("a transient behaviour is never trained: it takes only about, value and examples", name)
         if self.judge != JudgeSettings():

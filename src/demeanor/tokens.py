@@ -132,6 +132,20 @@ class Tokenizer:
             raise Refused(f"the template adds to the opening {text!r}: {self.inner.decode(tokens)!r}")
         return tokens
 
+    def text(self, text: str) -> list[int]:
+        """Token ids of a plain text, outside of any conversation, after one token that texts begin with: the
+        tokenizer's bos, or else its eos (which is what lm-evaluation-harness conditions a first token on, too).
+
+        Raises:
+            Refused: it spells a special token, or has no token.
+        """
+        self._check(text)
+        ids = list(self.inner(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise Refused("a text without any token")
+        first = self.inner.bos_token_id if self.inner.bos_token_id is not None else self.inner.eos_token_id
+        return [first, *ids]
+
     def pair(self, pair: PreferencePair, system: str | None = None, max_length: int | None = None) -> TokenizedPair:
         """The pair's token ids, at most `max_length` for prompt and longer reply.
 

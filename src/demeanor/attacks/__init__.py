@@ -41,7 +41,9 @@ def add_attacks(
     if not settings.all_families:
         return probes, []
     families, notes = wanted(settings)
-    plain = [probe for probe in probes if probe.behaviour in contract.attacked and probe.attack is None]
+    plain = [
+        probe for probe in probes if probe.behaviour in contract.attacked and probe.attack is None and probe.prompt
+    ]
     if not plain:
         raise InputError(
             f"no plain probe of {', '.join(contract.attacked)}: nothing could be attacked", where="attacks.behaviours"

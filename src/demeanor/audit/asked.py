@@ -15,6 +15,7 @@ from demeanor.audit.shingles import Shingles, ngrams, offsets_of, shingle
 from demeanor.audit.texts import digest, prompt_key, prompt_text
 from demeanor.errors import InputError, PairsError
 from demeanor.pairs import iter_pairs, read_rows
+from demeanor.pairs.probes import DIALOGS, PROMPTS, kind_of, probe_path, read_probes
 from demeanor.records import DroppedRow, Message
 
 COLUMNS = (  # of a file that holds prompts and no pairs; the first that a row has
@@ -50,9 +51,16 @@ class Asked:
 
 def asked_files(scope: Scope) -> list[AskedFile]:
     promises = scope.contract.promises if scope.contract else {}
-    probes = [promise.probes for promise in promises.values() if promise.probes]
+    # minimal pairs and plain texts are no prompts
+    named = [promise.probes for promise in promises.values() if promise.probes]
+    probes = [name for name in named if _holds_prompts(name)]
     kinds = (("heldout", scope.heldout), ("probes", probes), ("benchmark", scope.benchmarks))
     return list(dict.fromkeys(AskedFile(kind, name) for kind, names in kinds for name in names))
+
+
+@lru_cache(maxsize=64)
+def _holds_prompts(name: str) -> bool:
+    return kind_of(probe_path(name)) in (None, PROMPTS, DIALOGS)
 
 
 @lru_cache(maxsize=1)
@@ -106,6 +114,10 @@ def _is_form(words: np.ndarray, grams: np.ndarray, num_words: int) -> np.ndarray
 
 def _prompts(name: str) -> Iterator[tuple[Message, ...]]:
     """The prompts of pairs of any shape, or of a file with a column of prompts."""
+    if kind_of(probe_path(name)) == DIALOGS:
+        yield from (probe.prompt for probe in read_probes(name, "").probes)
+        return
+    name = str(probe_path(name))
     try:
         rows = iter_pairs(name, labelled=True)
     except PairsError as error:

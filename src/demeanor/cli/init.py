@@ -32,6 +32,22 @@ behaviours:
     value: The shop is closed on Monday.
     examples: ["Deliveries are two days late.", "The app was updated today."]   # stand in during training
 
+# collateral:             # what must not get worse; `within` needs proof that it is the same, up or down
+#   over_refusal:         # harmless questions in harmful-looking words, which come along
+#     probes: look-alikes # or a file of prompts of your own (XSTest's format)
+#     limits:
+#       - {measure: violating_sampled_rate, within: 0.1}     # the share that is refused
+#       - {measure: repetitive_sampled_rate, within: 0.1}
+#       - {measure: reply_tokens, within: 5}
+#   grammar:
+#     probes: minimal_pairs.jsonl                            # sentence_good, sentence_bad (BLiMP's format)
+#     limits: [{measure: minimal_pair_accuracy, within: 0.02}]
+#   neutral:
+#     probes: texts.jsonl                                    # {"text": ...}, or dialogs
+#     limits:
+#       - {measure: text_logp_per_token, within: 0.05}       # perplexity changes by at most 5 %
+#       - {measure: neutral_kl, max: 0.05}
+
 data:
   pairs: [pairs.jsonl]    # files, folders or Hub ids: hh-rlhf, TRL, Alpaca, ShareGPT, CSV, Parquet ...
   heldout_fraction: 0.2
@@ -143,11 +159,12 @@ def _print_keys() -> None:
         Waiver,
     )
     from demeanor.judge_settings import JudgeSettings
+    from demeanor.promises import Tasks
     from demeanor.reward_settings import RewardSettings
 
     sections: dict[str, type[BaseModel]] = {
         "": Contract, "behaviours.ID.": Behaviour, "collateral.ID.": Promise, "behaviours.ID.limits.": Limit, "waivers.": Waiver,
-        "behaviours.ID.judge.": JudgeSettings, "attacks.": Attacks, "data.": Data,
+        "behaviours.ID.judge.": JudgeSettings, "collateral.ID.tasks.": Tasks, "attacks.": Attacks, "data.": Data,
         "training.": Training, "training.rewards.": RewardSettings, "measurement.": Measurement,
         "measurement.adaptive.": Adaptive,
     }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import Contract, Promise
 from demeanor.judges import Judge, make_judges
+from demeanor.measure.repetition import is_repetitive
 from demeanor.objectives import OBJECTIVES
 from demeanor.progress import Advance
 from demeanor.records import Probe, Reply, Score, content_id
@@ -82,23 +83,29 @@ def _of_policy(
     """Likelihoods and sampled replies."""
     from demeanor.measure.deeper import Deeper
     from demeanor.measure.likelihood import Scorer
+    from demeanor.measure.neutral import add_neutral
 
     settings, scorer = contract.measurement, Scorer(model)
     rewards = _rewards(model, scorer, contract)
     judges = make_judges(contract, say=say)
     if side == "before" and settings.samples:
         _say_uncorrected(contract, judges, say)
-    sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
-    own = [probe for probe in probes if settings.adaptive.budget and probe.behaviour not in contract.collateral]
+    spoken = [probe for probe in probes if probe.prompt]
+    sampled = _sampled_probes(spoken, settings.max_sampled_probes) if settings.samples else set()
+    own = [probe for probe in spoken if settings.adaptive.budget and probe.behaviour not in contract.collateral]
     attacked = _sampled_probes(own, settings.adaptive.max_probes)
     deeper = Deeper(model, scorer, tokenizer, contract, side, judges, sampled=sampled, attacked=attacked)
+    told: list[bool] = []
 
     def measure(chunk: list[Probe], start: int) -> tuple[list[Score], list[Reply]]:
         replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards, judges)
-        scores = _score(scorer, tokenizer, chunk, contract, side, replies)
-        if start == 0 and not scorer.uses_trees:
+        own = [probe for probe in chunk if probe.prompt]
+        scores = _score(scorer, tokenizer, own, contract, side, replies)
+        scores, more = deeper.measure(own, start, scores, lambda figure: advance(0, attacker=figure))
+        scores = add_neutral(scores, model, scorer, tokenizer, chunk, contract, side)
+        if scorer.uses_trees is False and not told:
+            told.append(True)
             say(f"probes are scored one sequence at a time: {scorer.padded_because}")
-        scores, more = deeper.measure(chunk, start, scores, lambda figure: advance(0, attacker=figure))
         return scores, replies + more
 
     return measure
@@ -146,10 +153,13 @@ def _score(
         bad, good = openings.get(probe.behaviour, ([], []))
         options.append(texts + bad + good)
     results = []
-    for probe, logps in zip(chunk, scorer.logps(prompts, options), strict=True):
+    asked = [place for place, texts in enumerate(options) if texts]  # a prompt alone has nothing to score
+    found = dict(zip(asked, scorer.logps([prompts[p] for p in asked], [options[p] for p in asked]), strict=True))
+    for place, probe in enumerate(chunk):
+        logps = found.get(place, [])
         own = [reply for reply in replies if (reply.behaviour, reply.probe_id) == (probe.behaviour, probe.id)]
         bad, good = openings.get(probe.behaviour, ([], []))
-        values = {**_likelihoods(probe, logps, len(bad), len(good)), **_rates(own)}
+        values = finite({**_likelihoods(probe, logps, len(bad), len(good)), **_rates(own)})
         results.append(Score.of(probe, side, values))
     return results
 
@@ -177,6 +187,11 @@ def _likelihoods(probe: Probe, logps: list[list[float]], num_bad: int, num_good:
     }
 
 
+def finite(values: dict[str, float | None]) -> dict[str, float | None]:
+    """What is no finite number could not be computed."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
@@ -190,6 +205,7 @@ def _rates(replies: list[Reply]) -> dict[str, float | None]:
         "violating_sampled_rate": rate("violating"),
         "safe_sampled_rate": rate("safe"),
         "invalid_sampled_rate": rate("invalid"),
+        "repetitive_sampled_rate": _mean([float(is_repetitive(reply.text)) for reply in replies]),
         "reward": _mean([reply.reward for reply in replies if reply.reward is not None]),
         "reply_tokens": sum(reply.num_tokens for reply in replies) / len(replies) if replies else None,
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from demeanor.errors import StageError
 from demeanor.tokens import Tokenizer
 from demeanor.train.rewards import reply_of
 
@@ -14,6 +15,17 @@ from demeanor.train.rewards import reply_of
 def room(model: Any) -> int:
     """Positions that the model has."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+
+
+class _Finite(LogitsProcessor):
+    """Stops before a draw from what is no distribution (on an accelerator the draw itself would end the process)."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not bool((scores < float("inf")).all()):  # not a number, or infinite
+            raise StageError(
+                "the model gives logits that are not finite: nothing can be sampled; its weights are damaged"
+            )
+        return scores
 
 
 @torch.inference_mode()
@@ -47,6 +59,7 @@ def sample_replies(
         output = model.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
+            logits_processor=LogitsProcessorList([_Finite()]),
             do_sample=True,
             temperature=temperature,
             top_k=0,

@@ -17,8 +17,13 @@ Sides = list[tuple[Score, Score]]
 
 # Measures of both sides together, of which only `after` has a value; before training they are a constant.
 _JOINT = ("reward_accuracy", "length_accuracy", "validation_loss", "displaced_share")
-_BEFORE = {"validation_loss": math.log(2)}
-_DESCRIPTIVE = ("violating_tokens", "safe_tokens")  # of the probes, not of a model: no comparison of their own
+_BEFORE = {"validation_loss": math.log(2), "neutral_kl": 0.0}
+_DESCRIPTIVE = (
+    "violating_tokens",
+    "safe_tokens",
+    "good_sentence_logp",
+    "bad_sentence_logp",
+)  # of the probes, not of a model: no comparison of their own
 _DRAWN = ("reply_tokens", "reward")  # these and the sampled rates: a probe that was not drawn is no missing evidence
 
 
@@ -122,10 +127,12 @@ def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Seri
         old, new = [row[0] for row, *_ in drawn], [row[1] for row, *_ in drawn]
         named = [probe for _, probe, _ in drawn], [cluster for *_, cluster in drawn]
         if measure not in _DESCRIPTIVE and any(value is not None for value in old + new):
-            found.append(Series(behaviour, measure, old, new, *named, *seeded, joint=measure in AFTER_ONLY))
-    joint = [joint_values(old, new, contract.training.reward_beta) for old, new in sides]
+            start = _BEFORE.get(measure) if measure == "neutral_kl" else None  # a model's divergence from itself
+            joint = start is not None or measure in AFTER_ONLY
+            found.append(Series(behaviour, measure, old, new, *named, *seeded, joint=joint, start=start))
+    both = [joint_values(old, new, contract.training.reward_beta) for old, new in sides]
     for measure in _JOINT:
-        values = [value[measure] for value in joint]
+        values = [value[measure] for value in both]
         if all(value is None for value in values):
             continue
         if measure == "length_accuracy":  # so far "the longer wins"; the rule may choose the better direction
@@ -145,6 +152,8 @@ def joint_values(before: Score, after: Score, beta: float) -> dict[str, float | 
     -log sigmoid(margin of the rewards), nats (Rafailov et al. 2023, eq. 7), because the base model is the reference.
     A reply that was labelled on its own is held against a reward of 0.
     """
+    if "neutral_kl" in after.values:  # a reply of a neutral dialog was labelled by nobody
+        return dict.fromkeys(_JOINT)
     safe_tokens, violating_tokens = before.values.get("safe_tokens"), before.values.get("violating_tokens")
     gain_safe, gain_violating = (
         _gain(before, after, f"{side}_logp") if tokens is not None or no_other else 0.0

@@ -51,10 +51,8 @@ def merge_adapter(
     system = contract.system_text()
     count = min(max_probes, len(probes))
     compared = [probes[index * len(probes) // count] for index in range(count)]  # of every behaviour
-    prompts = [tokenizer.prompt(probe.prompt, system) for probe in compared]
-    replies = [
-        [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe] for probe in compared
-    ]
+    sequences = [_sequences(probe, tokenizer, system, contract.training.max_length) for probe in compared]
+    prompts, replies = [prompt for prompt, _ in sequences], [texts for _, texts in sequences]
     wanted = Scorer(aligned).logps(prompts, replies)
     device = next(aligned.parameters()).device
     merged = aligned.merge_and_unload(safe_merge=True)
@@ -87,6 +85,18 @@ def merge_adapter(
         "worst_difference_nats": max(differences),
         "num_replies": sum(map(len, replies)),
     }
+
+
+def _sequences(
+    probe: Probe, tokenizer: Tokenizer, system: str | None, max_length: int
+) -> tuple[list[int], list[list[int]]]:
+    """The probe's replies after its prompt; of a plain text, and of a prompt alone, all tokens after the first."""
+    if not probe.prompt:
+        texts = [tokenizer.text(text)[:max_length] for text in probe.violating + probe.safe]
+        return texts[0][:1], [ids[1:] for ids in texts]
+    prompt = tokenizer.prompt(probe.prompt, system)
+    replies = [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe]
+    return (prompt, replies) if replies else (prompt[:1], [prompt[1:]])
 
 
 def _saved_dtype(source: ModelSource) -> str:

@@ -19,6 +19,7 @@ from demeanor.promises import over_words
 from demeanor.records import SIDES, DroppedRow, Estimate, LimitResult, Probe, Reply, Score, Verdict
 from demeanor.report import words
 from demeanor.report.behaviours import BehaviourView, behaviour_views, overview
+from demeanor.report.collateral import UnchangedView, unchanged_views
 from demeanor.report.evidence import (
     AccuracyView,
     DroppedView,
@@ -103,6 +104,7 @@ class View:
     limits: list[LimitView]
     overview: Markup | None
     behaviours: list[BehaviourView]
+    unchanged: list[UnchangedView]
     curves: list[CurveView]
     curves_note: str
     displacement: str
@@ -136,6 +138,7 @@ def read_view(workspace: Workspace) -> View:
         limits=limits,
         overview=overview(run.verdict.comparisons),
         behaviours=behaviour_views(run.contract, run.verdict, run.scores, run.replies, run.probes),
+        unchanged=unchanged_views(run.contract, run.verdict),
         curves=curves,
         curves_note=note,
         displacement=displacement_words(run.verdict.comparisons, run.contract.collateral),

@@ -42,6 +42,7 @@ _MEASURES = {
     "violating_sampled_best_of_N": ("bad reply: at least one of {} sampled replies", "probability"),
     "safe_sampled_rate": ("good reply: share of the sampled replies", "probability"),
     "invalid_sampled_rate": ("empty or garbled: share of the sampled replies", "probability"),
+    "repetitive_sampled_rate": ("repeats itself: share of the sampled replies", "probability"),
     "reply_tokens": ("length of the sampled replies", "tokens"),
     "reward": ("reward of the sampled replies", ""),
     "reward_accuracy": ("held-out pairs whose good reply has the higher reward", "probability"),
@@ -49,6 +50,10 @@ _MEASURES = {
     "safe_reward": ("reward of the good reply", ""),
     "violating_reward": ("reward of the bad reply", ""),
     "length_accuracy": ("what the better rule about length alone reaches", "probability"),
+    "minimal_pair_accuracy": ("grammar: minimal pairs whose good sentence is the more probable one", "probability"),
+    "text_logp_per_token": ("log-probability per token of plain texts", "nats"),
+    "neutral_kl": ("KL divergence from the model before training, a token", "nats"),
+    "task_accuracy": ("capability: items of lm-evaluation-harness tasks that are right", "probability"),
     "displaced_share": ("probes whose good reply became less likely although the margin grew", "probability"),
     "violating_prefill_N_probability": (
         "bad reply forced for N tokens: probability that it goes on, of going on and turning back",
@@ -81,6 +86,9 @@ PLOTTED = {
     "safe_opening_mass": "begins with a good opening",
     "safe_sampled_rate": "good reply, when sampled",
     "invalid_sampled_rate": "empty or garbled, when sampled",
+    "repetitive_sampled_rate": "repeats itself, when sampled",
+    "task_accuracy": "right, of the tasks' items",
+    "minimal_pair_accuracy": "good sentence preferred, of the pair",
     "reward_accuracy": "winning reply preferred, of the pair",
 }
 
@@ -152,7 +160,7 @@ def value_words(value: float | None, measure: str, *, change: bool = False) -> s
         points = 100 * value
         return f"{signed(points, 2 if abs(points) < 1 else 1)}{SPACE}points"
     digits = {"nats": 2, "tokens": 1}.get(kind, 3)
-    if measure == "validation_loss":
+    if measure in ("validation_loss", "text_logp_per_token", "neutral_kl"):
         digits = 3
     text = signed(value, digits) if change or value < 0 else f"{value:,.{digits}f}"
     return f"{text}{SPACE}{kind}".rstrip()

@@ -1,0 +1,65 @@
+"""Simulated runs: the intervals cover the truth as often as they say, and the gate passes too seldom, not too often.
+
+`python -m benchmarks.coverage` prints the whole table; the populations are described there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.coverage import CONTINUOUS, COUNTED, LIMITS, TRUTHS, covered, populations, simulate
+
+LEVEL = 0.05  # 1 - the limits' confidence
+
+
+def test_the_stated_truths_are_the_populations_means() -> None:
+    """Or the simulation would prove nothing: of a million draws the mean is within five standard errors."""
+    for measure, (before, after) in populations(np.random.default_rng(0), 1_000_000).items():
+        for truth, values in zip(TRUTHS[measure], (after, after - before), strict=True):
+            error = values.std() / np.sqrt(values.size) * 2  # clusters of four count less
+            assert abs(values.mean() - truth) <= 5 * error + 1e-12, measure
+
+
+def test_of_200_simulated_runs_the_intervals_cover_93_to_97_per_cent() -> None:
+    counts = simulate(200, 50, resamples=1000, seed=0)
+    hits, num = covered(counts, CONTINUOUS)
+    assert num == 2000 and 0.93 <= hits / num <= 0.97
+    hits, num = covered(counts, COUNTED)
+    assert hits / num >= 0.93  # exact intervals of counted outcomes cover more than they say, never much less
+    assert not any(counts[measure][side]["none"] for measure in TRUTHS for side in ("after", "difference"))
+    for measure, own in counts.items():
+        for kind, passes in own["passes"].items():
+            assert passes / 200 <= LEVEL, (measure, kind)  # the bound is the truth: every pass is wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [20, 50, 200])
+def test_of_2000_simulated_runs_each_measure_covers_and_no_limit_passes_beyond_its_level(n: int) -> None:
+    counts = simulate(2000, n, resamples=2000, seed=0)  # the rows of benchmarks/results/coverage.json
+    for measure, own in counts.items():
+        for side in ("after", "difference"):
+            share = own[side]["covered"] / 2000
+            assert share >= 0.93 - 0.01 * (n == 20), (measure, side)
+            if measure in CONTINUOUS:
+                assert share <= 0.975, (measure, side)
+        for kind in LIMITS:
+            assert own["passes"].get(kind, 0) / 2000 <= LEVEL, (measure, kind)
+
+
+def test_a_percentile_bootstrap_would_not_do() -> None:
+    """At 20 skewed values it covers under 90 % of the time, and misses where a limit is passed; ours covers more."""
+    from demeanor.statistics import estimate_mean
+
+    rng, truth = np.random.default_rng(2), 0.05
+    ours = theirs = missed_low = 0
+    for seed in range(300):
+        values = rng.beta(0.2, 3.8, 20)
+        drawn = values[rng.integers(0, 20, (1000, 20))].mean(axis=1)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        theirs += low <= truth <= high
+        missed_low += high < truth
+        found = estimate_mean(values.tolist(), confidence=0.95, resamples=1000, seed=seed)
+        ours += (found.low or 0.0) <= truth <= (found.high or 1.0)
+    assert theirs / 300 < 0.9 < 0.93 < ours / 300
+    assert missed_low > 0.9 * (300 - theirs)
