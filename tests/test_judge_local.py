@@ -77,7 +77,7 @@ def test_it_sees_the_reply_or_both(trained: Path) -> None:
     for reads, differ in (("both", True), ("reply", False)):
         judge = judge_of(trained, reads=reads)
         judge.judge([(PROMPT, "warm up")])
-        local = judge.judge.__closure__[0].cell_contents  # type: ignore[attr-defined]
+        local = judge.answer.__closure__[0].cell_contents  # type: ignore[attr-defined]
         scores = []
         for prompt in asked:
             texts = [[prompt[-1].content], [REFUSES[0]]] if reads == "both" else [[REFUSES[0]]]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from demeanor.endpoint import check_endpoint
 from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault, nearest
 from demeanor.judge_settings import read_card
@@ -35,6 +36,7 @@ __all__ = [
     "Limit",
     "Measurement",
     "Promise",
+    "Served",
     "Training",
     "Waiver",
     "build_contract",
@@ -74,6 +76,22 @@ class Data(Section):
         return (value,) if isinstance(value, str) else value
 
 
+class Served(Section):
+    """A model behind an OpenAI-compatible endpoint, which is asked for its replies in place of the run's own."""
+
+    endpoint: Text = Field(description="address up to /v1 of an OpenAI-compatible server")
+    model: Text = Field(description="the name of the served model")
+    key_env: Text | None = Field(None, description="the environment variable that holds the key")
+    timeout_s: float = Field(120.0, gt=0, description="seconds for a reply")
+    retries: int = Field(2, ge=0, description="further attempts when it does not answer")
+    concurrency: int = Field(8, ge=1, le=256, description="requests at once")
+
+    @model_validator(mode="after")
+    def _checked(self) -> Served:
+        check_endpoint(self.endpoint, self.key_env)
+        return self
+
+
 class Measurement(Section):
     """How the probes are measured, before and after alike."""
 
@@ -81,6 +99,15 @@ class Measurement(Section):
     max_sampled_probes: int = Field(64, ge=0, description="at most so many probes of each behaviour are sampled")
     temperature: float = Field(1.0, gt=0, description="of the sampled replies")
     max_new_tokens: int = Field(48, ge=1, description="length of the sampled replies")
+    sampler: Literal["transformers", "vllm"] = Field("transformers", description="what samples them")
+    served: dict[Literal["before", "after"], Served] = Field(
+        default_factory=dict,
+        description="a side whose replies a server gives: its likelihoods are then not known, and a limit on one fails",
+    )
+    spellings: Literal["all", "canonical"] = Field(
+        "all",
+        description="an opening's probability: over all token sequences that spell it, or its own tokenization's alone",
+    )
     batch_size: int = Field(16, ge=1, description="probes scored at a time")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval and limit")
     resamples: int = Field(10_000, ge=1000, description="of the bootstrap")
@@ -185,6 +212,8 @@ class Contract(Section):
     def _check_limits(self) -> None:
         """A limit that the trained model cannot answer is refused now, not failed after the training."""
         answers = OBJECTIVES[self.training.objective].trains_reward_model
+        if answers and self.measurement.served:
+            raise fault("a reward model replies to nobody: no server can stand in for it", "measurement", "served")
         for section in ("behaviours", "collateral"):
             for name, promise in getattr(self, section).items():
                 for place, limit in enumerate(promise.limits):

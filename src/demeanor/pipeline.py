@@ -16,7 +16,7 @@ from typing import Any
 from demeanor.contract import Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
 from demeanor.judges import judge_identities
-from demeanor.measure import measure_model
+from demeanor.measure import Weights, measure_model
 from demeanor.model import load_model, load_reward_model
 from demeanor.objectives import OBJECTIVES
 from demeanor.plan import DEFAULT_BEHAVIOUR, Plan, prompt_inputs, read_inputs, recorded_identity
@@ -140,10 +140,20 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
     partial = workspace.partial(side, digest(stage_inputs(side, workspace, contract, plan.identity)))
 
     def work() -> None:
-        model = load_aligned(plan) if side == "after" else load_unaligned(plan)
+        model = None
+        if side not in contract.measurement.served:
+            model = load_aligned(plan) if side == "after" else load_unaligned(plan)
         with progress.bar(f"measure {side}", len(plan.probes)) as advance:
             scores, replies = measure_model(
-                model, plan.tokenizer, plan.probes, contract, side, partial=partial, advance=advance, say=progress.say
+                model,
+                plan.tokenizer,
+                plan.probes,
+                contract,
+                side,
+                partial=partial,
+                advance=advance,
+                say=progress.say,
+                weights=weights_of(plan, side),
             )
         workspace.write_records(scores_file, scores)
         workspace.write_records(replies_file, replies)
@@ -319,6 +329,15 @@ def load_aligned(plan: Plan) -> Any:
     return PeftModel.from_pretrained(base, plan.workspace.adapter).eval()
 
 
+def weights_of(plan: Plan, side: str) -> Weights:
+    """Which weights the model of a side has."""
+    if side == "before":
+        return Weights(plan.source, plan.source.adapter, plan.source.fingerprint)
+    wrote = plan.workspace.manifest()["stages"]["train"]["outputs"]
+    files = {name: sha256 for name, sha256 in wrote.items() if Path(name).parent.name == plan.workspace.adapter.name}
+    return Weights(plan.source, plan.workspace.adapter, digest([plan.source.fingerprint, files]))
+
+
 def stage_inputs(
     name: str, workspace: Workspace, contract: Contract, identity: dict[str, str], **more: Any
 ) -> dict[str, Any]:
@@ -345,7 +364,8 @@ def stage_inputs(
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
             "probes": file_sha256(workspace.probes),
             "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},
-            "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples"}),
+            "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples", "served"}),
+            "served": settings.served[name].model_dump(mode="json") if name in settings.served else None,
             "prompt": prompt_inputs(contract),
             "max_length": contract.training.max_length,
             "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],

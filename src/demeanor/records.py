@@ -161,7 +161,8 @@ class Probe(Record):
 
 @dataclass(frozen=True, slots=True)
 class Reply(Record):
-    """One sampled reply. `judgement` is violating, safe, other or invalid; None when no rule was given."""
+    """One sampled reply. `judgement` is violating, safe, other or invalid; None when no rule was given, or the judge
+    gave no answer. `why` is what the judge had to say (JSON); `fault` why there is no reply to judge."""
 
     probe_id: str
     behaviour: str
@@ -171,6 +172,8 @@ class Reply(Record):
     num_tokens: int
     judgement: str | None
     reward: float | None = None  # the weighted sum of `training.rewards`; None when there are none
+    why: dict[str, Any] | None = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

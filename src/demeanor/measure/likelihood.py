@@ -306,12 +306,13 @@ def _mean_difference(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> fl
 
 
 def _agree(one: Likelihoods, two: Likelihoods, tolerance: float) -> bool:
-    """Do kept likelihoods agree with computed ones? Of an opening the logarithm of its mass, unless that is nothing."""
+    """Do kept likelihoods agree with computed ones? Replies by the mean over their tokens, openings by the share that
+    ten tokens' difference would make."""
     logps = [[np.array(path) for path in side[0]] for side in (one, two)]
     if logps[0] and not _mean_difference(*logps) <= tolerance:
         return False
     return all(
-        abs(old.found - new.found) <= max(1e-9, 2 * tolerance * new.found * 10) for old, new in zip(one[1], two[1], strict=True)
+        abs(old.found - new.found) <= 1e-9 + 10 * tolerance * new.found for old, new in zip(one[1], two[1], strict=True)
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 Ids = np.ndarray  # of int64
 
 SMALL = 1e-7  # a beginning that is less probable is not gone into
-ENOUGH = 1e-6  # nor is any, once what was left alone is less than this together
+ENOUGH = 1e-5  # nor is any, once what was left alone is less than this together
 MOST = 64  # beginnings of one opening that are gone into, besides those of its own tokenization
 
 
@@ -178,9 +178,7 @@ class Search:
     def _wanted(self, beginning: tuple[int, ...]) -> Ids:
         return np.concatenate(self._after(beginning))
 
-    def _take(
-        self, beginning: tuple[int, ...], mass: float, answer: np.ndarray, own: tuple[int, ...] | None
-    ) -> float:
+    def _take(self, beginning: tuple[int, ...], mass: float, answer: np.ndarray, own: tuple[int, ...] | None) -> float:
         """Add what ends the opening, put aside what goes on; the conditional probability of the token to `own`, the
         next beginning of the opening's own tokenization, which is not put aside."""
         ending, going_on = self._after(beginning)
