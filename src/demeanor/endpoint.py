@@ -23,6 +23,7 @@ from demeanor.errors import InputError, one_line
 from demeanor.faults import fault
 
 GIVE_UP = 6
+GIVEN_UP = f"is not asked any more, after {GIVE_UP} requests in a row without an answer"
 _MAX_BYTES = 1_000_000  # of an answer
 _BETWEEN_S = 0.5  # before the first further attempt; doubled for each one after it
 _MOST_BETWEEN_S = 30.0  # however long a server asks to wait
@@ -78,7 +79,7 @@ class Endpoint:
             read: takes the answer's JSON; raises ValueError, LookupError or TypeError when it has another shape.
         """
         if self._failed_in_a_row >= GIVE_UP:
-            return None, f"gave no answer {GIVE_UP} times in a row: it is not asked any more"
+            return None, GIVEN_UP
         wrong = ""
         for attempt in range(self.retries + 1):
             try:

@@ -27,6 +27,7 @@ from demeanor.release import merge_adapter
 from demeanor.report import write_report
 from demeanor.tokens import tokenize_pairs
 from demeanor.train import check_training, train_adapter
+from demeanor.train.reference import ids_digest
 from demeanor.train.rewards import function_digests, reward_model_digests
 from demeanor.workspace import Workspace, digest, file_sha256
 
@@ -61,10 +62,26 @@ def read_stage(plan: Plan, progress: Progress) -> None:
         workspace.write_records(workspace.heldout_pairs, plan.heldout)
         workspace.write_records(workspace.probes, plan.probes)
         workspace.write_records(workspace.dropped, plan.dropped)
+        workspace.write_lines(workspace.prompts, (rendered(plan, probe) for probe in plan.probes))
         return {"notes": plan.notes}
 
-    outputs = (workspace.train_pairs, workspace.heldout_pairs, workspace.probes, workspace.dropped)
+    outputs = (
+        workspace.train_pairs, workspace.heldout_pairs, workspace.probes, workspace.dropped, workspace.prompts
+    )  # fmt: skip
     _stage(plan, "read", work, outputs, progress)
+
+
+def rendered(plan: Plan, probe: Probe) -> dict[str, Any]:
+    """A probe's prompt as the model reads it, for the evidence: its text by the chat template, with the system prompt,
+    and the digest of its token ids."""
+    ids = plan.tokenizer.prompt(probe.prompt, plan.contract.system_text())
+    return {
+        "behaviour": probe.behaviour,
+        "probe_id": probe.id,
+        "text": plan.tokenizer.inner.decode(ids),
+        "num_tokens": len(ids),
+        "ids_sha256": ids_digest(ids).hex(),
+    }
 
 
 def train_stage(plan: Plan, progress: Progress) -> None:
@@ -139,7 +156,7 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
     scores_file, replies_file = workspace.scores(side), workspace.replies(side)
     partial = workspace.partial(side, digest(stage_inputs(side, workspace, contract, plan.identity)))
 
-    def work() -> None:
+    def work() -> dict[str, Any]:
         model = None
         if side not in contract.measurement.served:
             model = load_aligned(plan) if side == "after" else load_unaligned(plan)
@@ -155,9 +172,18 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
                 say=progress.say,
                 weights=weights_of(plan, side),
             )
+        unanswered = sum(reply.fault is not None for reply in replies)
+        if unanswered and unanswered == len(replies):
+            raise StageError(f"the served model gave none of {unanswered} replies: {replies[0].fault}")
+        if unanswered:
+            progress.say(
+                f"{side}: {unanswered} of {len(replies)} prompts were not answered; their probes stay unscored. "
+                "Another timeout_s or retries in measurement.served asks again"
+            )
         workspace.write_records(scores_file, scores)
         workspace.write_records(replies_file, replies)
         partial.unlink(missing_ok=True)
+        return {"replies": len(replies), "unanswered": unanswered}
 
     _stage(plan, side, work, (scores_file, replies_file), progress)
 

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 from demeanor.contract import Promise
-from demeanor.endpoint import Endpoint, check_key, text_of
+from demeanor.endpoint import GIVEN_UP, Endpoint, check_key, text_of
 from demeanor.errors import InputError, one_line
 from demeanor.judge_settings import JudgeSettings
 from demeanor.judges.answer import Answer
@@ -113,6 +113,8 @@ class EndpointJudge:
 
     def _note(self, what: str) -> None:
         """One line for each kind of fault, not for each reply."""
+        if what == GIVEN_UP:  # the fault before it was said
+            return
         with self._lock:
             kind = what.partition(":")[0]
             if kind in self._said:

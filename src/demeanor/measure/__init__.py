@@ -73,7 +73,8 @@ def measure_model(
         else:
             new_scores, new_replies = measure(chunk, start)
             scores, replies = scores + new_scores, replies + new_replies
-            _append_partial(partial, key, new_scores, new_replies)
+            if all(reply.fault is None for reply in new_replies):  # else they are asked again
+                _append_partial(partial, key, new_scores, new_replies)
         advance(len(chunk))
     return scores, replies
 
@@ -152,9 +153,7 @@ def _spellings(model: Any, tokenizer: Tokenizer, contract: Contract, say: Callab
         return None
     found = make_spellings(tokenizer.inner, model.config.get_text_config().vocab_size)
     if found is None:
-        say(
-            "openings: by their own tokenization alone, a lower bound: this tokenizer's tokens have no bytes"
-        )
+        say("openings: by their own tokenization alone, a lower bound: this tokenizer's tokens have no bytes")
     return found
 
 

@@ -18,7 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import Contract, Served
-from demeanor.endpoint import Endpoint, check_key, text_of
+from demeanor.endpoint import GIVEN_UP, Endpoint, check_key, text_of
 from demeanor.errors import InputError, ModelError, one_line
 from demeanor.records import SIDES, Probe, content_id
 from demeanor.tokens import Tokenizer, with_system
@@ -207,6 +207,8 @@ class ServedSampler:
 
     def _note(self, what: str) -> None:
         """One line for each kind of fault, not for each reply."""
+        if what == GIVEN_UP:  # the fault before it was said
+            return
         with self._lock:
             kind = what.partition(":")[0]
             if kind in self._said:
