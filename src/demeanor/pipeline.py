@@ -304,7 +304,9 @@ def ask(
     names = [behaviour] if behaviour else [known[0].behaviour] if known else list(contract.promises)
     names = names or [DEFAULT_BEHAVIOUR]
     probes = [Probe(f"ask-{name}", name, messages, violating, safe) for name in names]
-    settings = contract.measurement.model_copy(update={"samples": 1, "max_sampled_probes": 1, "seed": seed})
+    settings = contract.measurement.model_copy(
+        update={"samples": 1, "max_sampled_probes": 1, "seed": seed, "served": {}}
+    )
     asked = contract.model_copy(update={"measurement": settings})
     scores: dict[str, list[Score]] = {}
     replies: dict[str, str] = {}

@@ -199,9 +199,10 @@ class Scorer:
             try:
                 answers = self._row(row, asked)
             except torch.OutOfMemoryError:
-                if budget <= ROW_TOKENS or len(row) < budget // 2:  # a smaller budget would give the same row
+                smaller = min(budget, len(row)) // 2
+                if smaller < ROW_TOKENS // 8:
                     raise
-                self.row_tokens = budget // 2
+                self.row_tokens = smaller
                 return self._trees(asked)
             for (group, item), values in zip(row.members, answers, strict=True):
                 result[group][item] = values
