@@ -97,7 +97,16 @@ def test_without_spellings_only_its_own_tokens_count() -> None:
     assert math.log(mass.found) == pytest.approx((shares[6, 3] + shares[3, 6]).item(), abs=1e-6)
 
 
-HARD = ["You should have", " Straße 12", "naïve café", "你好，世界", "👩‍👩‍👧 ok\n\n\ttab", "a\u0300\u202e", "<|user", "\x00\x7f"]
+HARD = [
+    "You should have",
+    " Straße 12",
+    "naïve café",
+    "你好，世界",
+    "👩‍👩‍👧 ok\n\n\ttab",
+    "a\u0300\u202e",
+    "<|user",
+    "\x00\x7f",
+]
 
 
 @pytest.mark.parametrize("text", HARD)
