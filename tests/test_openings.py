@@ -1,4 +1,4 @@
-"""Openings over all token sequences that spell them: the bytes of tokens, exact sums on a small chain, stated bounds."""
+"""Openings over all token sequences that spell them: bytes of tokens, exact sums on a small chain, stated bounds."""
 
 from __future__ import annotations
 
