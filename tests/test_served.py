@@ -257,7 +257,7 @@ def test_the_command_names_both_the_server_and_its_model() -> None:
 
 def test_vllm_that_is_not_installed_is_refused_before_anything_is_written(llama: Path, tmp_path: Path) -> None:
     contract = judged_contract(llama, "rule", tmp_path)
-    settings = contract.measurement.model_copy(update={"sampler": "vllm"})
+    settings = contract.measurement.model_copy(update={"sampled_by": "vllm"})
     with pytest.raises(InputError, match="vLLM is not installed"):
         plan_run(contract.model_copy(update={"measurement": settings}), Workspace(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -313,7 +313,7 @@ def test_a_measurement_uses_vllm_when_it_is_asked_for(llama: Path, tokenizer: To
 
     stand_in = StandIn(monkeypatch, tokenizer.end_ids[0])
     contract = contract_of(
-        behaviours={"tone": {"safe_openings": ["I'm sorry"]}}, measurement={"samples": 2, "sampler": "vllm"}
+        behaviours={"tone": {"safe_openings": ["I'm sorry"]}}, measurement={"samples": 2, "sampled_by": "vllm"}
     )
     source = find_model(str(llama))
     weights = Weights(source, None, source.fingerprint)

@@ -99,7 +99,7 @@ class Measurement(Section):
     max_sampled_probes: int = Field(64, ge=0, description="at most so many probes of each behaviour are sampled")
     temperature: float = Field(1.0, gt=0, description="of the sampled replies")
     max_new_tokens: int = Field(48, ge=1, description="length of the sampled replies")
-    sampler: Literal["transformers", "vllm"] = Field("transformers", description="what samples them")
+    sampled_by: Literal["transformers", "vllm"] = Field("transformers", description="what samples them")
     served: dict[Literal["before", "after"], Served] = Field(
         default_factory=dict,
         description="a side whose replies a server gives: its likelihoods are then not known, and a limit on one fails",
@@ -112,6 +112,10 @@ class Measurement(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval and limit")
     resamples: int = Field(10_000, ge=1000, description="of the bootstrap")
     seed: int = Field(0, ge=0, lt=2**32, description="of the sampling and the bootstrap")
+
+    def server(self, side: str) -> Served | None:
+        """The one that gives the replies of a side, if any."""
+        return next((served for name, served in self.served.items() if name == side), None)
 
 
 class Contract(Section):

@@ -158,7 +158,7 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
 
     def work() -> dict[str, Any]:
         model = None
-        if side not in contract.measurement.served:
+        if contract.measurement.server(side) is None:
             model = load_aligned(plan) if side == "after" else load_unaligned(plan)
         with progress.bar(f"measure {side}", len(plan.probes)) as advance:
             scores, replies = measure_model(
@@ -393,7 +393,7 @@ def stage_inputs(
             "probes": file_sha256(workspace.probes),
             "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},
             "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples", "served"}),
-            "served": settings.served[name].model_dump(mode="json") if name in settings.served else None,
+            "served": None if (served := settings.server(name)) is None else served.model_dump(mode="json"),
             "prompt": prompt_inputs(contract),
             "max_length": contract.training.max_length,
             "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],

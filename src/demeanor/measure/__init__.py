@@ -99,18 +99,17 @@ def _of_policy(
     weights: Weights | None,
 ) -> Measure:
     """Likelihoods and sampled replies."""
-    settings, served = contract.measurement, side in contract.measurement.served
-    scorer = None if served else _scorer(model, tokenizer, probes, contract, weights, say)
-    rewards = None if served else _rewards(model, contract)
+    settings, served = contract.measurement, contract.measurement.server(side)
+    scorer = None if served is not None else _scorer(model, tokenizer, probes, contract, weights, say)
+    rewards = None if served is not None else _rewards(model, contract)
     judges = make_judges(contract, say=say)
     if side == "before" and settings.samples:
         _say_uncorrected(contract, judges, say)
-    if served:
-        say(f"{side}: {settings.served[side].model} at {settings.served[side].endpoint} gives the replies; a served "
+    if served is not None:
+        say(f"{side}: {served.model} at {served.endpoint} gives the replies; a served "
             "model's likelihoods, and rewards, are not known: they are None, and a limit on one fails")  # fmt: skip
-    sampler = make_sampler(
-        model, weights and weights.source, weights and weights.adapter, tokenizer, contract, side, say
-    )
+    source, adapter = (weights.source, weights.adapter) if weights is not None else (None, None)
+    sampler = make_sampler(model, source, adapter, tokenizer, contract, side, say)
     sampled = _sampled_probes(probes, settings.max_sampled_probes) if settings.samples else set()
 
     def measure(chunk: list[Probe], start: int) -> tuple[list[Score], list[Reply]]:

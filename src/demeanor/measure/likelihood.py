@@ -170,9 +170,9 @@ class Scorer:
             if not waiting:
                 break
             asking = [[Path(b, [s.wanted(b)], len(b)) for s, b in further[number]] for number in waiting]
-            for number, answers in zip(waiting, self.ask([prompts[n] for n in waiting], asking), strict=True):
-                for (search, beginning), (answer,) in zip(further[number], answers, strict=True):
-                    search.learn(beginning, answer)
+            for number, found in zip(waiting, self.ask([prompts[n] for n in waiting], asking), strict=True):
+                for (search, beginning), (values,) in zip(further[number], found, strict=True):
+                    search.learn(beginning, values)
         for (_, masses), own in zip(result, searches, strict=True):
             masses += [search.mass() for search in own]
         return result

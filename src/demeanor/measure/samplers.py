@@ -48,11 +48,11 @@ def check_samplers(contract: Contract) -> None:
     """Raises:
     InputError: vLLM is asked for and not installed, or a server's key is not set."""
     settings = contract.measurement
-    if settings.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
+    if settings.sampled_by == "vllm" and importlib.util.find_spec("vllm") is None:
         raise InputError(
             "vLLM is not installed",
-            where="measurement.sampler",
-            remedy="pip install vllm, or sampler: transformers",
+            where="measurement.sampled_by",
+            remedy="pip install vllm, or sampled_by: transformers",
         )
     for side, served in settings.served.items():
         try:
@@ -77,9 +77,10 @@ def make_sampler(
         source, adapter: for vLLM, which loads its own: the base, and the adapter that is on `model`, if any.
     """
     settings = contract.measurement
-    if side in settings.served:
-        return ServedSampler(settings.served[side], tokenizer, contract, say)
-    if settings.sampler == "vllm" and source is not None:
+    served = settings.server(side)
+    if served is not None:
+        return ServedSampler(served, tokenizer, contract, say)
+    if settings.sampled_by == "vllm" and source is not None:
         return VllmSampler(source.base, adapter, tokenizer, contract)
     return LocalSampler(model, tokenizer, contract)
 
@@ -225,8 +226,10 @@ def sampling_words(contract: Contract) -> list[str]:
     settings = contract.measurement
     if not settings.samples:
         return ["No reply was sampled."]
-    by = {side: f"{settings.served[side].model} at {settings.served[side].endpoint}" if side in settings.served else
-          settings.sampler for side in SIDES}  # fmt: skip
+    by = {}
+    for side in SIDES:
+        served = settings.server(side)
+        by[side] = f"{served.model} at {served.endpoint}" if served is not None else settings.sampled_by
     who = by["before"] if len(set(by.values())) == 1 else f"{by['before']} (before), {by['after']} (after)"
     system = contract.system_text()
     return [

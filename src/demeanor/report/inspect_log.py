@@ -53,7 +53,7 @@ def _log(workspace: Workspace, side: str) -> Any:
     replies = workspace.read_records(workspace.replies(side), Reply.from_json)
     entry = workspace.manifest()["stages"][side]
     settings = contract.measurement
-    served = settings.served.get(side)  # type: ignore[call-overload]
+    served = settings.server(side)
     name = served.model if served else contract.model if side == "before" else f"{contract.model}+{contract.name}"
     return EvalLog(
         status="success",
