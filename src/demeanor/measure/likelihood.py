@@ -13,7 +13,8 @@ included for whole replies.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ import torch
 from demeanor.errors import StageError
 from demeanor.measure.kept import KeptLikelihoods
 from demeanor.measure.openings import Ids, Mass, Opening, Search, Spellings
+from demeanor.train.attention import NAME, TreeAttention, register
+from demeanor.train.kernels import KINDS, fuse, unfuse
 from demeanor.train.tree import Row, plan_rows
 
 Likelihoods = tuple[list[list[float]], list[Mass]]  # of a prompt: each reply's log-probabilities, each opening's mass
@@ -30,6 +33,8 @@ Likelihoods = tuple[list[list[float]], list[Mass]]  # of a prompt: each reply's 
 ROW_TOKENS = 1024  # on a CPU; attention in a row grows with its square
 MOST_ROW_TOKENS = 8192  # on an accelerator
 SPOT_CHECKED = 4  # prompts
+ALL_BUT_THE_LAST = tuple(kind for kind in KINDS if kind != "last layers")
+TRIED = 3  # paths of the first prompt, when trees are tried
 TOLERANCE_NATS = {torch.float32: 1e-3}  # mean difference of a token's log-probability, tree against plain
 LOWER_PRECISION_NATS = 0.1
 
@@ -48,8 +53,9 @@ class Path:
 class Scorer:
     """Scores continuations of prompts under one model.
 
-    Whether the model takes a tree mask is found out by trying: the first tree is scored both ways, and a model that
-    gives other numbers (a sliding window shorter than the text, linear attention) is scored sequence by sequence.
+    Whether the model takes trees is found out by trying: a small one is scored both ways, on a CPU with the training's
+    attention for trees, else with a mask; a model that gives other numbers (a sliding window shorter than the text,
+    linear attention) is scored sequence by sequence.
 
     Args:
         model: a causal language model, or a PEFT model around one.
@@ -67,6 +73,8 @@ class Scorer:
     say: Callable[[str], None] = lambda line: None
     uses_trees: bool | None = field(default=None, init=False)  # not known before the first tree
     padded_because: str = field(default="", init=False)
+    attends: str = field(default="mask", init=False)  # how in trees: by a mask, or NAME
+    _prunes: bool = field(default=False, init=False)  # its last layer computes the places alone that are asked for
 
     def __post_init__(self) -> None:
         self.model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
@@ -187,7 +195,8 @@ class Scorer:
         limit = self._longest_exact() if self.uses_trees else 0
         in_trees = [len(prompt) + max((len(p.tokens) for p in own), default=0) <= limit for prompt, own in asked]
         chosen = [number for number, in_tree in enumerate(in_trees) if in_tree]
-        found = dict(zip(chosen, self._trees([asked[number] for number in chosen]), strict=True))
+        with self._attention():
+            found = dict(zip(chosen, self._trees([asked[number] for number in chosen]), strict=True))
         return [found[n] if n in found else self._plain(*one) for n, one in enumerate(asked)]
 
     def _trees(self, asked: Sequence[tuple[list[int], Sequence[Path]]]) -> list[list[list[np.ndarray]]]:
@@ -222,12 +231,19 @@ class Scorer:
             for own, (size, path) in zip(row.paths, members, strict=True)
         ]
         keep = np.unique(np.concatenate(places))
+        read = torch.as_tensor(keep, device=self.device)
+        options: dict[str, Any] = {"attention_mask": None, "logits_to_keep": read}
+        if self.attends == NAME:
+            tree = TreeAttention(row, self.device, keep=read)
+            options["attention_mask"] = tree.mask(self.dtype) if tree.kind == "dense" else tree.no_mask
+            options |= {"tree": tree, "logits_to_keep": 0 if self._prunes else read}
+        else:
+            options["attention_mask"] = row.mask(self.dtype, self.device)
         logits = self.model(
             input_ids=torch.as_tensor(row.tokens, device=self.device)[None],
             position_ids=torch.as_tensor(row.positions, device=self.device)[None],
-            attention_mask=row.mask(self.dtype, self.device),
-            logits_to_keep=torch.as_tensor(keep, device=self.device),
             use_cache=False,
+            **options,
         ).logits[0]
         if logits.shape[0] != len(keep):  # a model that ignores logits_to_keep returns all
             logits = logits[keep]
@@ -249,20 +265,41 @@ class Scorer:
         return result
 
     def _try_trees(self, prompt: list[int], paths: Sequence[Path]) -> None:
+        paths = sorted(paths, key=lambda path: len(path.tokens))[:TRIED]
         plain = self._plain(prompt, paths)
         if any(not np.isfinite(values).all() for path in plain for values in path):
             raise StageError("the model gives log-probabilities that are not finite: its weights are damaged")
+        for attends in (NAME, "mask") if self.device.type == "cpu" else ("mask",):
+            self.attends = attends
+            try:
+                with self._attention():
+                    (tried,) = self._trees([(prompt, paths)])
+                mean = _mean_difference([v for path in tried for v in path], [v for path in plain for v in path])
+                self.uses_trees = mean <= TOLERANCE_NATS.get(self.dtype, LOWER_PRECISION_NATS)
+                reason = f"difference {mean:.2g} nats a token"
+            except torch.OutOfMemoryError:
+                raise
+            except (TypeError, ValueError, RuntimeError, LookupError, NotImplementedError, AttributeError) as error:
+                self.uses_trees, reason = False, type(error).__name__
+            if self.uses_trees:
+                return
+        self.padded_because = f"its attention does not take a tree mask ({reason})"
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        """Within it the model has the attention that `attends` names; afterwards it is as it was."""
+        if self.attends != NAME:
+            yield
+            return
+        register()
+        before = self.model.config._attn_implementation
         try:
-            (tried,) = self._trees([(prompt, paths)])
-            mean = _mean_difference([v for path in tried for v in path], [v for path in plain for v in path])
-            self.uses_trees = mean <= TOLERANCE_NATS.get(self.dtype, LOWER_PRECISION_NATS)
-            if not self.uses_trees:
-                self.padded_because = f"its attention does not take a tree mask (difference {mean:.2g} nats a token)"
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            self.uses_trees = False
-            self.padded_because = f"its attention does not take a tree mask ({type(error).__name__})"
+            self.model.set_attn_implementation(NAME)
+            self._prunes = bool(fuse(self.model, self.dtype, without=ALL_BUT_THE_LAST)["last layers"])
+            yield
+        finally:
+            unfuse(self.model)
+            self.model.set_attn_implementation(before)
 
     def _longest_exact(self) -> int:
         """Paths longer than a sliding window would see more in a tree than alone."""
