@@ -4,9 +4,10 @@
     python -m benchmarks.score_speed [--models starter 25m] [--prompts 24] [--candidates 10] [--repeats 3]
 
 An item is a prompt of the hh-rlhf pairs (../shared; those of 100 to 400 tokens) with so many candidates: the first 3 to
-20 tokens of replies of other pairs (answers as multiple choice has them), or whole replies of 10 to 60. Both get the same token ids, the same model in float32 on the same cores, and take turns; lm-eval with its
-HFLM at the batch size that is fastest for it here. Prints the table and writes it, with the largest difference of a
-log-probability, the machine, the versions and the seed, to benchmarks/results/score_speed.json.
+20 tokens of replies of other pairs (answers as multiple choice has them), or whole replies of 10 to 60. Both get the
+same token ids, the same model in float32 on the same cores, and take turns; lm-eval with its HFLM at the batch size that
+is fastest for it here. Prints the table and writes it, with the largest difference of a log-probability, the machine,
+the load before and after, the versions and the seed, to benchmarks/results/score_speed.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import random
 import statistics
 import time
@@ -40,12 +42,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "score_speed.json")
     options = parser.parse_args()
+    started_with = os.getloadavg()[0]
     found = {
         f"{name}, {kind} candidates": contest(name, items(options.prompts, options.candidates, kind), options.repeats)
         for name in options.models
         for kind in CANDIDATES
     }
-    about = {"lm_eval": importlib.metadata.version("lm-eval"), "seed": SEED, "machine": machine.describe()}
+    load = [started_with, os.getloadavg()[0]]
+    about = {
+        "load": load,
+        "lm_eval": importlib.metadata.version("lm-eval"),
+        "seed": SEED,
+        "machine": machine.describe(),
+    }
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps({"models": found, **about}, indent=1) + "\n")
 

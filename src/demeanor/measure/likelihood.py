@@ -34,7 +34,7 @@ ROW_TOKENS = 1024  # on a CPU; attention in a row grows with its square
 MOST_ROW_TOKENS = 8192  # on an accelerator
 SPOT_CHECKED = 4  # prompts
 ALL_BUT_THE_LAST = tuple(kind for kind in KINDS if kind != "last layers")
-TRIED = 3  # paths of the first prompt, when trees are tried
+TRIED = 2  # paths of the first prompt, when trees are tried
 TOLERANCE_NATS = {torch.float32: 1e-3}  # mean difference of a token's log-probability, tree against plain
 LOWER_PRECISION_NATS = 0.1
 
