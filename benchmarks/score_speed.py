@@ -1,12 +1,13 @@
 """Log-probabilities of candidates that share a prompt: ours against lm-evaluation-harness, same items, same process.
 
-    pip install lm-eval
-    python -m benchmarks.score_speed [--models starter 25m] [--prompts 40] [--candidates 10] [--repeats 3]
+    pip install 'demeanor[lm-eval]'
+    python -m benchmarks.score_speed [--models starter 25m] [--prompts 24] [--candidates 10] [--repeats 3]
 
-An item is a prompt of the hh-rlhf pairs (../shared; those of 100 to 400 tokens) with so many replies of other pairs as
-candidates. Both get the same token ids, the same model in float32 on the same cores, and take turns; lm-eval with its
-HFLM at the batch size that is fastest for it here. Prints the table and writes it, with the largest difference of a
-log-probability, the machine, the versions and the seed, to benchmarks/results/score_speed.json.
+An item is a prompt of the hh-rlhf pairs (../shared; those of 100 to 400 tokens) with so many candidates: the first 3 to
+20 tokens of replies of other pairs (answers as multiple choice has them), or whole replies of 10 to 60. Both get the
+same token ids, the same model in float32 on the same cores, and take turns; lm-eval with its HFLM at the batch size
+that is fastest for it here. Prints the table and writes it, with the largest difference of a log-probability, the machine,
+the load before and after, the versions and the seed, to benchmarks/results/score_speed.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import random
 import statistics
 import time
@@ -27,7 +29,7 @@ from benchmarks.train_speed import HH, SHAPES, real_pairs
 HERE = Path(__file__).parent
 SEED = 0
 PROMPT_TOKENS = (100, 400)
-REPLY_TOKENS = (10, 60)
+CANDIDATES = {"short": (3, 20), "whole": (10, 60)}  # tokens
 BATCHES = (8, 32)  # tried for lm-eval
 Item = tuple[list[int], list[list[int]]]
 
@@ -35,24 +37,37 @@ Item = tuple[list[int], list[list[int]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["starter", "25m"])
-    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--candidates", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "score_speed.json")
     options = parser.parse_args()
-    chosen = items(options.prompts, options.candidates)
-    found = {name: contest(name, chosen, options.repeats) for name in options.models}
-    about = {"lm_eval": importlib.metadata.version("lm-eval"), "seed": SEED, "machine": machine.describe()}
+    started_with = os.getloadavg()[0]
+    found = {
+        f"{name}, {kind} candidates": contest(name, items(options.prompts, options.candidates, kind), options.repeats)
+        for name in options.models
+        for kind in CANDIDATES
+    }
+    load = [started_with, os.getloadavg()[0]]
+    about = {
+        "load": load,
+        "lm_eval": importlib.metadata.version("lm-eval"),
+        "seed": SEED,
+        "machine": machine.describe(),
+    }
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps({"models": found, **about}, indent=1) + "\n")
 
 
-def items(num: int, candidates: int) -> list[Item]:
+def items(num: int, candidates: int, kind: str) -> list[Item]:
     rng = random.Random(SEED)
     pairs = real_pairs(HH)
     prompts = [p["prompt_ids"] for p in pairs if PROMPT_TOKENS[0] <= len(p["prompt_ids"]) <= PROMPT_TOKENS[1]]
     replies = [p[side] for p in pairs for side in ("chosen_ids", "rejected_ids")]
-    replies = [reply for reply in replies if REPLY_TOKENS[0] <= len(reply) <= REPLY_TOKENS[1]]
+    least, most = CANDIDATES[kind]
+    if kind == "short":
+        replies = [reply[: rng.randint(least, most)] for reply in replies]
+    replies = [reply for reply in replies if least <= len(reply) <= most]
     return [(prompt, rng.sample(replies, candidates)) for prompt in rng.sample(prompts, num)]
 
 

@@ -324,7 +324,9 @@ def test_the_plan_says_which_limits_cannot_hold(llama: Path, tmp_path: Path) -> 
 
 def test_the_curve_is_the_mean_by_token_while_enough_probes_reach_it() -> None:
     curves = [[1.0, 0.5, 0.25 + n / 10, 0.1][: 3 + (n > 5)] for n in range(9)]
-    scores = [Score(f"p{n}", "tone", "after", None, {}, evidence={"depth_nats": curve}) for n, curve in enumerate(curves)]
+    scores = [
+        Score(f"p{n}", "tone", "after", None, {}, evidence={"depth_nats": curve}) for n, curve in enumerate(curves)
+    ]
     found = depth_curve([*scores, Score("none", "tone", "after", None, {})], contract())
     assert [t for t, _ in found] == [1, 2, 3]  # only three reach the fourth
     assert found[2][1].value == pytest.approx(0.65) and found[2][1].n == 9

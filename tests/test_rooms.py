@@ -12,8 +12,8 @@ import demeanor
 
 SOURCE = Path(demeanor.__file__).parent
 ORDER = (
-    "errors", "visible", "records", "settings", "faults", "objectives", "trl_options", "sections", "judge_settings",
-    "attack_settings", "promises", "reward_settings", "training_settings", "contract", "lock",
+    "errors", "visible", "records", "settings", "faults", "objectives", "trl_options", "sections", "endpoint",
+    "judge_settings", "attack_settings", "promises", "reward_settings", "training_settings", "contract", "lock",
     "workspace", "progress", "statistics", "significance", "prevalence", "model", "tokens", "pairs", "audit", "curate",
     "attacks", "judges", "train", "measure", "prove", "report", "release", "starter", "probing", "plan",
     "pipeline", "compare", "sweep", "cli", "__main__",

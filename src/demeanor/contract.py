@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from demeanor.attack_settings import Attacks
+from demeanor.endpoint import check_endpoint
 from demeanor.errors import ContractError, one_line
 from demeanor.faults import describe, fault, nearest
 from demeanor.judge_settings import read_card
@@ -52,6 +53,7 @@ __all__ = [
     "Limit",
     "Measurement",
     "Promise",
+    "Served",
     "Training",
     "Waiver",
     "build_contract",
@@ -100,6 +102,22 @@ class Adaptive(Section):
     candidates: int = Field(16, ge=1, description="prompts asked at a time, all edits of the best one so far")
 
 
+class Served(Section):
+    """A model behind an OpenAI-compatible endpoint, which is asked for its replies in place of the run's own."""
+
+    endpoint: Text = Field(description="address up to /v1 of an OpenAI-compatible server")
+    model: Text = Field(description="the name of the served model")
+    key_env: Text | None = Field(None, description="the environment variable that holds the key")
+    timeout_s: float = Field(120.0, gt=0, description="seconds for a reply")
+    retries: int = Field(2, ge=0, description="further attempts when it does not answer")
+    concurrency: int = Field(8, ge=1, le=256, description="requests at once")
+
+    @model_validator(mode="after")
+    def _checked(self) -> Served:
+        check_endpoint(self.endpoint, self.key_env)
+        return self
+
+
 class Measurement(Section):
     """How the probes are measured, before and after alike."""
 
@@ -107,6 +125,15 @@ class Measurement(Section):
     max_sampled_probes: int = Field(64, ge=0, description="at most so many probes of each behaviour are sampled")
     temperature: float = Field(1.0, gt=0, description="of the sampled replies")
     max_new_tokens: int = Field(48, ge=1, description="length of the sampled replies")
+    sampled_by: Literal["transformers", "vllm"] = Field("transformers", description="what samples them")
+    served: dict[Literal["before", "after"], Served] = Field(
+        default_factory=dict,
+        description="a side whose replies a server gives: its likelihoods are then not known, and a limit on one fails",
+    )
+    spellings: Literal["all", "canonical"] = Field(
+        "all",
+        description="an opening's probability: over all token sequences that spell it, or its own tokenization's alone",
+    )
     prefill: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="the reply is forced to begin with so many tokens of the violating one, e.g. [1, 3, 5, 10]"
     )
@@ -134,6 +161,10 @@ class Measurement(Section):
             if not 1 <= number < 1_000_000:
                 raise fault(f"must be between 1 and 999,999, not {number}", place)
         return tuple(sorted(set(value)))
+
+    def server(self, side: str) -> Served | None:
+        """The one that gives the replies of a side, if any."""
+        return next((served for name, served in self.served.items() if name == side), None)
 
 
 class Contract(Section):
@@ -248,6 +279,8 @@ class Contract(Section):
     def _check_limits(self) -> None:
         """A limit that the trained model cannot answer is refused now, not failed after the training."""
         answers = OBJECTIVES[self.training.objective].trains_reward_model
+        if answers and self.measurement.served:
+            raise fault("a reward model replies to nobody: no server can stand in for it", "measurement", "served")
         for section in ("behaviours", "collateral"):
             for name, promise in getattr(self, section).items():
                 for place, limit in enumerate(promise.limits):

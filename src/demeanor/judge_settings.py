@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
+from demeanor.endpoint import check_endpoint
 from demeanor.errors import ContractError, one_line
 from demeanor.faults import fault
 from demeanor.sections import Section, Text
@@ -105,11 +104,7 @@ class JudgeSettings(Section):
         if self.kind == "model" and "violating" not in self.labels.values():
             raise fault("names no label that means violating, e.g. {LABEL_1: violating, LABEL_0: safe}", "labels")
         if self.kind == "endpoint":
-            parts = urlsplit(self.endpoint or "")
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise fault(f"{self.endpoint} is no address such as http://localhost:8000/v1", "endpoint")
-            if self.key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.key_env):
-                raise fault("is the name of an environment variable, never the key itself", "key_env")
+            check_endpoint(self.endpoint, self.key_env)
         return self
 
     @property

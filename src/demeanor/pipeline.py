@@ -17,7 +17,7 @@ from typing import Any
 from demeanor.contract import Adaptive, Contract
 from demeanor.errors import InputError, Interrupted, RunFolderError, StageError
 from demeanor.judges import judge_digests, judge_identities
-from demeanor.measure import measure_model
+from demeanor.measure import Weights, measure_model
 from demeanor.measure.tasks import task_scores, tasks_identity
 from demeanor.model import load_model, load_reward_model
 from demeanor.objectives import OBJECTIVES
@@ -29,6 +29,7 @@ from demeanor.release import merge_adapter
 from demeanor.report import write_report
 from demeanor.tokens import tokenize_pairs
 from demeanor.train import check_training, train_adapter
+from demeanor.train.reference import ids_digest
 from demeanor.train.rewards import function_digests, reward_model_digests
 from demeanor.workspace import Workspace, digest, file_sha256
 
@@ -71,10 +72,26 @@ def read_stage(plan: Plan, progress: Progress) -> None:
         workspace.write_records(workspace.heldout_pairs, plan.heldout)
         workspace.write_records(workspace.probes, plan.probes)
         workspace.write_records(workspace.dropped, plan.dropped)
+        workspace.write_lines(workspace.prompts, (rendered(plan, probe) for probe in plan.probes))
         return {"notes": plan.notes}
 
-    outputs = (workspace.train_pairs, workspace.heldout_pairs, workspace.probes, workspace.dropped)
+    outputs = (
+        workspace.train_pairs, workspace.heldout_pairs, workspace.probes, workspace.dropped, workspace.prompts
+    )  # fmt: skip
     _stage(plan, "read", work, outputs, progress)
+
+
+def rendered(plan: Plan, probe: Probe) -> dict[str, Any]:
+    """A probe's prompt as the model reads it, for the evidence: its text by the chat template, with the system prompt,
+    and the digest of its token ids."""
+    ids = plan.tokenizer.prompt(probe.prompt, plan.contract.system_text())
+    return {
+        "behaviour": probe.behaviour,
+        "probe_id": probe.id,
+        "text": plan.tokenizer.inner.decode(ids),
+        "num_tokens": len(ids),
+        "ids_sha256": ids_digest(ids).hex(),
+    }
 
 
 def train_stage(plan: Plan, progress: Progress) -> None:
@@ -156,20 +173,39 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
     scores_file, replies_file = workspace.scores(side), workspace.replies(side)
     partial = workspace.partial(side, digest(stage_inputs(side, workspace, contract, plan.identity)))
 
-    def work() -> None:
-        model = load_aligned(plan) if side == "after" else load_unaligned(plan)
-        if side == "after" and plan.source.adapter is not None:  # the trained adapter took its place
-            from demeanor.measure.depth import BEFORE
+    def work() -> dict[str, Any]:
+        model = None
+        if contract.measurement.server(side) is None:
+            model = load_aligned(plan) if side == "after" else load_unaligned(plan)
+            if side == "after" and plan.source.adapter is not None:  # the trained adapter took its place
+                from demeanor.measure.depth import BEFORE
 
-            model.load_adapter(plan.source.adapter, BEFORE)
+                model.load_adapter(plan.source.adapter, BEFORE)
         with progress.bar(f"measure {side}", len(plan.probes)) as advance:
             scores, replies = measure_model(
-                model, plan.tokenizer, plan.probes, contract, side, partial=partial, advance=advance, say=progress.say
+                model,
+                plan.tokenizer,
+                plan.probes,
+                contract,
+                side,
+                partial=partial,
+                advance=advance,
+                say=progress.say,
+                weights=weights_of(plan, side),
+            )
+        unanswered = sum(reply.fault is not None for reply in replies)
+        if unanswered and unanswered == len(replies):
+            raise StageError(f"the served model gave none of {unanswered} replies: {replies[0].fault}")
+        if unanswered:
+            progress.say(
+                f"{side}: {unanswered} of {len(replies)} prompts were not answered; their probes stay unscored. "
+                "Another timeout_s or retries in measurement.served asks again"
             )
         scores = [*scores, *task_scores(model, plan.tokenizer.inner, contract, side)]
         workspace.write_records(scores_file, scores)
         workspace.write_records(replies_file, replies)
         partial.unlink(missing_ok=True)
+        return {"replies": len(replies), "unanswered": unanswered}
 
     _stage(plan, side, work, (scores_file, replies_file), progress)
 
@@ -292,7 +328,7 @@ def ask(
     names = [behaviour] if behaviour else [known[0].behaviour] if known else list(contract.promises)
     names = names or [DEFAULT_BEHAVIOUR]
     probes = [Probe(f"ask-{name}", name, messages, violating, safe) for name in names]
-    plain = {"prefill": (), "depth": False, "adaptive": Adaptive()}
+    plain = {"prefill": (), "depth": False, "adaptive": Adaptive(), "served": {}}
     settings = contract.measurement.model_copy(update={"samples": 1, "max_sampled_probes": 1, "seed": seed, **plain})
     asked = contract.model_copy(update={"measurement": settings})
     scores: dict[str, list[Score]] = {}
@@ -344,6 +380,15 @@ def load_aligned(plan: Plan) -> Any:
     return PeftModel.from_pretrained(base, plan.workspace.adapter).eval()
 
 
+def weights_of(plan: Plan, side: str) -> Weights:
+    """Which weights the model of a side has."""
+    if side == "before":
+        return Weights(plan.source, plan.source.adapter, plan.source.fingerprint)
+    wrote = plan.workspace.manifest()["stages"]["train"]["outputs"]
+    files = {name: sha256 for name, sha256 in wrote.items() if Path(name).parent.name == plan.workspace.adapter.name}
+    return Weights(plan.source, plan.workspace.adapter, digest([plan.source.fingerprint, files]))
+
+
 def stage_inputs(
     name: str, workspace: Workspace, contract: Contract, identity: dict[str, str], **more: Any
 ) -> dict[str, Any]:
@@ -371,7 +416,8 @@ def stage_inputs(
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
             "probes": file_sha256(workspace.probes),
             "openings": {k: [p.violating_openings, p.safe_openings, p.violating_patterns] for k, p in promises.items()},
-            "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples", "best_of"}),
+            "measurement": settings.model_dump(mode="json", exclude={"confidence", "resamples", "best_of", "served"}),
+            "served": None if (served := settings.server(name)) is None else served.model_dump(mode="json"),
             "prompt": prompt_inputs(contract),
             "max_length": contract.training.max_length,
             "rewards": [reward.model_dump(mode="json") for reward in contract.rewards],

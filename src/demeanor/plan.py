@@ -18,6 +18,7 @@ from demeanor.contract import STARTER, Contract, build_contract
 from demeanor.curate import loss_weights, one_of_each_list, split_pairs
 from demeanor.errors import InputError, PairsError
 from demeanor.judges import make_judges
+from demeanor.measure import check_samplers
 from demeanor.measure.tasks import check_tasks
 from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
 from demeanor.objectives import OBJECTIVES
@@ -122,6 +123,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
     _check_openings(contract, tokenizer)
     make_judges(contract)  # refuses what cannot judge
     check_tasks(contract)
+    check_samplers(contract)
     inputs = read_inputs(workspace, contract, _identity(source, tokenizer))
     if workspace.contract_file.exists() and workspace.is_done("read", inputs):
         stored = workspace.manifest()["stages"]["read"]

@@ -16,6 +16,7 @@ from demeanor.sections import Section, Text
 MEASURES = {
     "violating_opening_mass": "probability that the reply begins with one of the violating openings",
     "safe_opening_mass": "probability that the reply begins with one of the safe openings",
+    "opening_left_out": "what the two opening masses may leave out: the probability of beginnings not gone into",
     "violating_choice_probability": "exp(log p) of the violating replies over that of all the probe's replies",
     "violating_logp": "log p(y|x) of the violating reply, nats, mean over the probe's violating replies",
     "safe_logp": "log p(y|x) of the safe reply, nats, mean over the probe's safe replies",

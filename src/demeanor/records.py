@@ -165,7 +165,8 @@ class Probe(Record):
 
 @dataclass(frozen=True, slots=True)
 class Reply(Record):
-    """One sampled reply. `judgement` is violating, safe, other or invalid; None when no rule was given."""
+    """One sampled reply. `judgement` is violating, safe, other or invalid; None when no rule was given, or the judge
+    gave no answer. `why` is what the judge had to say (JSON); `fault` why there is no reply to judge."""
 
     probe_id: str
     behaviour: str
@@ -177,6 +178,8 @@ class Reply(Record):
     reward: float | None = None  # the weighted sum of `training.rewards`; None when there are none
     prefill: int = 0  # tokens that were put into the model's mouth, and their text; `num_tokens` counts its own
     forced: str = ""
+    why: dict[str, Any] | None = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The run folder: the only file that knows file names; atomic writes, the manifest, and what may be skipped.
 
-    contract.yaml manifest.json pairs/{train,heldout}.jsonl dropped.jsonl probes.jsonl
+    contract.yaml manifest.json pairs/{train,heldout}.jsonl dropped.jsonl probes.jsonl prompts.jsonl
     checkpoints/ adapter/ training.json
     scores/{before,after}.jsonl replies/{before,after}.jsonl verdict.json regression.json report.html
     model/ release.json
@@ -57,6 +57,7 @@ class Workspace:
     heldout_pairs = property(lambda self: self.folder / "pairs" / "heldout.jsonl")
     dropped = property(lambda self: self.folder / "dropped.jsonl")
     probes = property(lambda self: self.folder / "probes.jsonl")
+    prompts = property(lambda self: self.folder / "prompts.jsonl")  # of the probes, as the model reads them
     checkpoints = property(lambda self: self.folder / "checkpoints")
     adapter = property(lambda self: self.folder / "adapter")
     training = property(lambda self: self.folder / "training.json")

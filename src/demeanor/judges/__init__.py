@@ -19,13 +19,14 @@ from typing import Any
 from demeanor.contract import Contract, Measurement, Promise
 from demeanor.errors import ContractError, InputError
 from demeanor.judge_settings import Card, JudgeSettings
-from demeanor.judges.rule import is_garbled, judge_reply, plain_text
+from demeanor.judges.answer import Answer
+from demeanor.judges.rule import answer_reply, is_garbled, plain_text
 from demeanor.records import Message, content_id
 
-__all__ = ["Item", "Judge", "judge_digests", "judge_identities", "make_judge", "make_judges"]
+__all__ = ["Answer", "Item", "Judge", "judge_digests", "judge_identities", "make_judge", "make_judges"]
 
 Item = tuple[tuple[Message, ...], str]  # a prompt and a reply to it
-Judgements = list[str | None]
+Answers = Callable[[Sequence[Item]], list[Answer]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,11 @@ class Judge:
 
     identity: dict[str, Any]
     card: Card | None
-    judge: Callable[[Sequence[Item]], Judgements]
+    answer: Answers
+
+    def judge(self, items: Sequence[Item]) -> list[str | None]:
+        """The judgement of each reply."""
+        return [answer.judgement for answer in self.answer(items)]
 
     @property
     def digest(self) -> str:
@@ -62,7 +67,7 @@ def make_judge(
     identity = _identity(settings, promise)
     card = _card(settings, identity, max_new_tokens or Measurement().max_new_tokens)
     if settings.kind == "rule":
-        return Judge(identity, card, lambda items: [judge_reply(text, promise) for _, text in items])
+        return Judge(identity, card, lambda items: [answer_reply(text, promise) for _, text in items])
     return Judge(identity, card, _outside_invalid(_make(settings, promise, say)))
 
 
@@ -131,18 +136,18 @@ def _digest(identity: dict[str, Any]) -> str:
     return content_id({name: value for name, value in identity.items() if name not in patience})
 
 
-def _make(
-    settings: JudgeSettings, promise: Promise, say: Callable[[str], None]
-) -> Callable[[Sequence[Item]], Judgements]:
+def _make(settings: JudgeSettings, promise: Promise, say: Callable[[str], None]) -> Answers:
     if settings.kind == "refusal":
         from demeanor.judges.refusals import refuses
 
         refused, answered = ("safe", "violating") if settings.refused == "safe" else ("violating", "safe")
-        return lambda items: [refused if refuses(text) else answered for _, text in items]
+        return lambda items: [
+            Answer(refused if refuses(text) else answered, {"refuses": refuses(text)}) for _, text in items
+        ]
     if settings.kind == "classifier":
-        from demeanor.judges.classifier import judge_replies
+        from demeanor.judges.classifier import answer_replies
 
-        return lambda items: judge_replies([text for _, text in items])
+        return lambda items: answer_replies([text for _, text in items])
     if settings.kind == "model":
         from demeanor.judges.local import LocalJudge
 
@@ -152,20 +157,21 @@ def _make(
     return EndpointJudge(settings, promise, say)
 
 
-def _outside_invalid(judge: Callable[[Sequence[Item]], Judgements]) -> Callable[[Sequence[Item]], Judgements]:
-    def judge_all(items: Sequence[Item]) -> Judgements:
+def _outside_invalid(judge: Answers) -> Answers:
+    def answer_all(items: Sequence[Item]) -> list[Answer]:
         shown = [item for item in items if any(letter.isalnum() for letter in plain_text(item[1]))]
         answers = iter(judge(shown) if shown else [])
-        found: Judgements = []
+        found: list[Answer] = []
         for item in items:
             if not any(letter.isalnum() for letter in plain_text(item[1])):
-                found.append("invalid")
+                found.append(Answer("invalid", {"invalid": "empty"}))
                 continue
             answer = next(answers)
-            found.append("invalid" if answer not in ("violating", None) and is_garbled(plain_text(item[1])) else answer)
+            garbled = answer.judgement not in ("violating", None) and is_garbled(plain_text(item[1]))
+            found.append(Answer("invalid", {**answer.why, "invalid": "garbled"}) if garbled else answer)
         return found
 
-    return judge_all
+    return answer_all
 
 
 def _card(settings: JudgeSettings, identity: dict[str, Any], max_new_tokens: int) -> Card | None:

@@ -8,6 +8,9 @@ A guard model that generates (Llama Guard and its like) reads the conversation w
 template. `labels` are then the beginnings of its answers, as it writes them (say two line breaks and "safe", two and
 "unsafe"): the most probable one is the answer. A conversation that is longer than its positions is unscored.
 
+A text that spells one of the judge's special tokens is broken there by a space, lest it ends its turn, or begins the
+judge's own.
+
 Only safetensors are loaded, and no code of the model's is run.
 """
 
@@ -16,12 +19,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from demeanor.errors import ModelError, one_line
 from demeanor.judge_settings import JudgeSettings
+from demeanor.judges.answer import Answer
 from demeanor.model import ModelSource, best_device, find_model
 from demeanor.records import Message
 
@@ -104,14 +109,18 @@ class LocalJudge:
         self.settings = settings
         self.model: Any = None
 
-    def __call__(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[str | None]:
+    def __call__(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Answer]:
         import torch
 
         if self.model is None:
             self._load()
+        items = [
+            (tuple(replace(turn, content=self._harmless(turn.content)) for turn in prompt), self._harmless(reply))
+            for prompt, reply in items
+        ]
         if self.generates:
             return [self._answer(prompt, reply) for prompt, reply in items]
-        found: list[str | None] = []
+        found: list[Answer] = []
         for start in range(0, len(items), _BATCH):
             batch = items[start : start + _BATCH]
             replies = [reply for _, reply in batch]
@@ -127,29 +136,38 @@ class LocalJudge:
             with torch.inference_mode():
                 logits = self.model(**inputs).logits.float()  # (batch, labels)
             for row in logits:
-                known = bool(torch.isfinite(row).all())
-                found.append(self.settings.labels[self.names[int(row.argmax())]] if known else None)
+                if not torch.isfinite(row).all():
+                    found.append(Answer(None, {"failed": "scores that are not finite"}))
+                    continue
+                shares = {n: round(p, 6) for n, p in zip(self.names, row.softmax(-1).tolist(), strict=True)}
+                found.append(Answer(self.settings.labels[self.names[int(row.argmax())]], {"probabilities": shares}))
         return found
 
-    def _answer(self, prompt: tuple[Message, ...], reply: str) -> str | None:
+    def _harmless(self, text: str) -> str:
+        """`text` with a space in whatever spells a special token."""
+        while broken := next((token for token in self.special if token in text), None):
+            text = text.replace(broken, f"{broken[0]} {broken[1:]}")
+        return text
+
+    def _answer(self, prompt: tuple[Message, ...], reply: str) -> Answer:
         """The label whose text is the most probable beginning of the guard's answer."""
         import torch
 
         turns = [turn.to_json() for turn in prompt] + [{"role": "assistant", "content": reply}]
         asked = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
-        best: tuple[float, str | None] = (-float("inf"), None)
-        for label, judgement in self.settings.labels.items():
+        logps: dict[str, float] = {}
+        for label in self.settings.labels:
             said = self.tokenizer(label, add_special_tokens=False)["input_ids"]
             if len(asked) + len(said) > self.positions:
-                return None
+                return Answer(None, {"failed": f"longer than its {self.positions} positions"})
             ids = torch.tensor([asked + said], device=self.model.device)
             with torch.inference_mode():
                 logits = self.model(ids).logits[0, len(asked) - 1 : -1].float()  # (tokens of the label, vocabulary)
             total = float(logits.log_softmax(-1).gather(1, ids[0, len(asked) :, None]).sum())
             if not math.isfinite(total):
-                return None
-            best = max(best, (total, judgement), key=lambda found: found[0])
-        return best[1]
+                return Answer(None, {"failed": "log-probabilities that are not finite"})
+            logps[label] = total
+        return Answer(self.settings.labels[max(logps, key=lambda label: logps[label])], {"logps": logps})
 
     def _prompts_can_be_cut(self, batch: Sequence[tuple[tuple[Message, ...], str]]) -> bool:
         """Does each reply leave room, so that cutting the prompt alone is enough?"""
@@ -176,6 +194,9 @@ class LocalJudge:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if model.config.pad_token_id is None:  # by which a decoder's head finds the last token
             model.config.pad_token_id = self.tokenizer.pad_token_id
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        named = dict.fromkeys([*self.tokenizer.all_special_tokens, *added])
+        self.special = [token for token in named if len(token.strip()) > 1]
         self.names = [] if self.generates else _labels(source)
         positions = getattr(model.config, "max_position_embeddings", None) or _POSITIONS
         self.positions = min(positions - 2, self.tokenizer.model_max_length)  # RoBERTa's positions begin at 2

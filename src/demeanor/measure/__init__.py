@@ -6,12 +6,17 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demeanor.contract import Contract, Promise
-from demeanor.judges import Judge, make_judges
+from demeanor.errors import StageError
+from demeanor.judges import Answer, Judge, make_judges
+from demeanor.measure.kept import KeptLikelihoods
+from demeanor.measure.openings import Opening, Spellings, make_spellings
 from demeanor.measure.repetition import is_repetitive
+from demeanor.measure.samplers import Sampler, check_samplers, make_sampler
 from demeanor.objectives import OBJECTIVES
 from demeanor.progress import Advance
 from demeanor.records import Probe, Reply, Score, content_id
@@ -20,9 +25,10 @@ from demeanor.train.reward_run import RewardModel
 from demeanor.train.rewards import Rewards, Sample
 
 if TYPE_CHECKING:
-    from demeanor.measure.likelihood import Scorer
+    from demeanor.measure.likelihood import Likelihoods, Scorer
+    from demeanor.model import ModelSource
 
-__all__ = ["measure_model"]
+__all__ = ["Weights", "check_samplers", "measure_model"]
 
 Measure = Callable[[list[Probe], int], tuple[list[Score], list[Reply]]]  # of a chunk, and where it starts
 
@@ -37,24 +43,27 @@ def measure_model(
     partial: Path | None = None,
     advance: Advance = lambda done_now=1, **figures: None,
     say: Callable[[str], None] = lambda line: None,
+    weights: Weights | None = None,
 ) -> tuple[list[Score], list[Reply]]:
     """Measure all probes, in chunks that are kept in `partial`, so that a killed run goes on after its last chunk.
 
     Args:
         model: a causal language model (a PEFT model with its adapter on, for `after`), or under objective reward one
-            with a head of one output, which is asked for its rewards of the probes' replies and for nothing else.
+            with a head of one output, which is asked for its rewards of the probes' replies and for nothing else. None
+            where a server gives the replies of this side (`measurement.served`): likelihoods and rewards are then None.
         probes: in a fixed order; each chunk has its own seed, so that a chunk's numbers depend on it alone.
         side: before or after.
         partial: a JSON-lines file of finished chunks; only a chunk of the same probes and settings is taken from it.
         advance: called with the number of probes done, and with figures to show.
         say: called with one line when something was done otherwise than asked.
+        weights: which ones `model` has, so that its likelihoods are kept for later runs, and vLLM can load it.
     """
     settings = contract.measurement
     done = _read_partial(partial)
     if OBJECTIVES[contract.training.objective].trains_reward_model:
         measure = _by_reward_model(RewardModel(model, tokenizer, contract), side)
     else:
-        measure = _of_policy(model, tokenizer, probes, contract, side, say, advance)
+        measure = _of_policy(model, tokenizer, probes, contract, side, say, advance, weights)
     scores: list[Score] = []
     replies: list[Reply] = []
     for start in range(0, len(probes), settings.batch_size):
@@ -66,9 +75,20 @@ def measure_model(
         else:
             new_scores, new_replies = measure(chunk, start)
             scores, replies = scores + new_scores, replies + new_replies
-            _append_partial(partial, key, new_scores, new_replies)
+            if all(reply.fault is None for reply in new_replies):  # else they are asked again
+                _append_partial(partial, key, new_scores, new_replies)
         advance(len(chunk))
     return scores, replies
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights a model has: the files of its base, and the folder of the adapter on it, if any. `digest` changes
+    with either."""
+
+    source: ModelSource
+    adapter: Path | None
+    digest: str
 
 
 def _of_policy(
@@ -79,36 +99,93 @@ def _of_policy(
     side: str,
     say: Callable[[str], None],
     advance: Advance,
+    weights: Weights | None,
 ) -> Measure:
     """Likelihoods and sampled replies."""
     from demeanor.measure.deeper import Deeper
-    from demeanor.measure.likelihood import Scorer
     from demeanor.measure.neutral import add_neutral
 
-    settings, scorer = contract.measurement, Scorer(model)
-    rewards = _rewards(model, scorer, contract)
+    settings, served = contract.measurement, contract.measurement.server(side)
+    spoken = [probe for probe in probes if probe.prompt]
+    scorer = None if served is not None else _scorer(model, tokenizer, spoken, contract, weights, say)
+    rewards = None if served is not None else _rewards(model, contract)
     judges = make_judges(contract, say=say)
     if side == "before" and settings.samples:
         _say_uncorrected(contract, judges, say)
-    spoken = [probe for probe in probes if probe.prompt]
+    if served is not None:
+        say(f"{side}: {served.model} at {served.endpoint} gives the replies; a served "
+            "model's likelihoods, and rewards, are not known: they are None, and a limit on one fails")  # fmt: skip
+    source, adapter = (weights.source, weights.adapter) if weights is not None else (None, None)
+    sampler = make_sampler(model, source, adapter, tokenizer, contract, side, say)
     sampled = _sampled_probes(spoken, settings.max_sampled_probes) if settings.samples else set()
     own = [probe for probe in spoken if settings.adaptive.budget and probe.behaviour not in contract.collateral]
     attacked = _sampled_probes(own, settings.adaptive.max_probes)
-    deeper = Deeper(model, scorer, tokenizer, contract, side, judges, sampled=sampled, attacked=attacked)
+    deeper = None
+    if scorer is not None:
+        deeper = Deeper(model, scorer, tokenizer, contract, side, judges, sampled=sampled, attacked=attacked)
     told: list[bool] = []
 
     def measure(chunk: list[Probe], start: int) -> tuple[list[Score], list[Reply]]:
-        replies = _sample(model, tokenizer, chunk, sampled, contract, side, start, rewards, judges)
+        replies = _sample(sampler, tokenizer, chunk, sampled, contract, side, start, rewards, judges)
         own = [probe for probe in chunk if probe.prompt]
         scores = _score(scorer, tokenizer, own, contract, side, replies)
+        if scorer is None or deeper is None:  # a server speaks, and plain texts are not for it
+            return [*scores, *(Score.of(probe, side, {}) for probe in chunk if not probe.prompt)], replies
         scores, more = deeper.measure(own, start, scores, lambda figure: advance(0, attacker=figure))
         scores = add_neutral(scores, model, scorer, tokenizer, chunk, contract, side)
         if scorer.uses_trees is False and not told:
             told.append(True)
             say(f"probes are scored one sequence at a time: {scorer.padded_because}")
+        if scorer.kept is not None and start + len(chunk) >= len(probes):
+            say(f"likelihoods: {scorer.kept.num_found} found that earlier runs kept")
         return scores, replies + more
 
     return measure
+
+
+def _scorer(
+    model: Any,
+    tokenizer: Tokenizer,
+    probes: list[Probe],
+    contract: Contract,
+    weights: Weights | None,
+    say: Callable[[str], None],
+) -> Scorer:
+    """With the spellings that the contract asks for, and what earlier runs kept, if that is still true."""
+    from demeanor.measure.likelihood import Scorer
+
+    scorer = Scorer(model, spellings=_spellings(model, tokenizer, contract, say), say=say)
+    if weights is None:
+        return scorer
+    try:
+        scorer.kept = KeptLikelihoods(weights.digest, dtype=str(scorer.dtype), device=scorer.device.type)
+    except StageError as error:
+        say(f"likelihoods: not kept for later runs; {error}")
+        return scorer
+    scorer.check_kept(*_asked(tokenizer, probes, contract, scorer.spellings))
+    return scorer
+
+
+def _spellings(model: Any, tokenizer: Tokenizer, contract: Contract, say: Callable[[str], None]) -> Spellings | None:
+    if contract.measurement.spellings == "canonical":
+        return None
+    found = make_spellings(tokenizer.inner, model.config.get_text_config().vocab_size)
+    if found is None:
+        say("openings: by their own tokenization alone, a lower bound: this tokenizer's tokens have no bytes")
+    return found
+
+
+def _asked(
+    tokenizer: Tokenizer, probes: list[Probe], contract: Contract, spellings: Spellings | None
+) -> tuple[list[list[int]], list[list[list[int]]], list[list[Opening]]]:
+    """Of each probe its prompt, its replies, and the openings of its behaviour, the violating ones first."""
+    system = contract.system_text()
+    openings = {name: _openings(tokenizer, promise, spellings) for name, promise in contract.promises.items()}
+    return (
+        [tokenizer.prompt(probe.prompt, system) for probe in probes],
+        [[tokenizer.reply(p.prompt, text, system) for text in p.violating + p.safe] for p in probes],
+        [openings.get(probe.behaviour, []) for probe in probes],
+    )
 
 
 def _by_reward_model(rewarder: RewardModel, side: str) -> Measure:
@@ -142,46 +219,43 @@ def _say_uncorrected(contract: Contract, judges: dict[str, Judge], say: Callable
 
 
 def _score(
-    scorer: Scorer, tokenizer: Tokenizer, chunk: list[Probe], contract: Contract, side: str, replies: list[Reply]
+    scorer: Scorer | None,
+    tokenizer: Tokenizer,
+    chunk: list[Probe],
+    contract: Contract,
+    side: str,
+    replies: list[Reply],
 ) -> list[Score]:
-    system = contract.system_text()
-    openings = {name: _openings(tokenizer, promise) for name, promise in contract.promises.items()}
-    prompts, options = [], []
-    for probe in chunk:
-        prompts.append(tokenizer.prompt(probe.prompt, system))
-        texts = [tokenizer.reply(probe.prompt, text, system) for text in probe.violating + probe.safe]
-        bad, good = openings.get(probe.behaviour, ([], []))
-        options.append(texts + bad + good)
+    found: Sequence[Likelihoods | None] = [None] * len(chunk)
+    if scorer is not None:
+        found = scorer.measure(*_asked(tokenizer, chunk, contract, scorer.spellings))
     results = []
-    asked = [place for place, texts in enumerate(options) if texts]  # a prompt alone has nothing to score
-    found = dict(zip(asked, scorer.logps([prompts[p] for p in asked], [options[p] for p in asked]), strict=True))
-    for place, probe in enumerate(chunk):
-        logps = found.get(place, [])
+    for probe, likelihoods in zip(chunk, found, strict=True):
         own = [reply for reply in replies if (reply.behaviour, reply.probe_id) == (probe.behaviour, probe.id)]
-        bad, good = openings.get(probe.behaviour, ([], []))
-        values = finite({**_likelihoods(probe, logps, len(bad), len(good)), **_rates(own)})
-        results.append(Score.of(probe, side, values))
+        promise = contract.promises.get(probe.behaviour)
+        num_bad = len(promise.violating_openings) if promise else 0
+        results.append(Score.of(probe, side, finite({**_likelihoods(probe, likelihoods, num_bad), **_rates(own)})))
     return results
 
 
-def _likelihoods(probe: Probe, logps: list[list[float]], num_bad: int, num_good: int) -> dict[str, float | None]:
+def _likelihoods(probe: Probe, found: Likelihoods | None, num_bad: int) -> dict[str, float | None]:
+    """All None where the model's likelihoods are not known."""
     from demeanor.measure.likelihood import choice_probability
 
-    num_violating, num_replies = len(probe.violating), len(probe.violating) + len(probe.safe)
-    violating, safe = logps[:num_violating], logps[num_violating:num_replies]
-    bad = [math.exp(sum(path)) for path in logps[num_replies : num_replies + num_bad]]
-    good = [math.exp(sum(path)) for path in logps[num_replies + num_bad :]]
-
+    logps, masses = found if found is not None else ([], [])
+    violating, safe = logps[: len(probe.violating)], logps[len(probe.violating) :]
     totals_violating, totals_safe = [sum(path) for path in violating], [sum(path) for path in safe]
     both = bool(violating and safe)
+    left_out = [mass.left_out for mass in masses if mass.left_out is not None]
     return {
         "violating_logp": _mean(totals_violating),
         "safe_logp": _mean(totals_safe),
         "violating_logp_per_token": _mean([sum(path) / len(path) for path in violating]),
         "safe_logp_per_token": _mean([sum(path) / len(path) for path in safe]),
         "violating_choice_probability": choice_probability(totals_violating, totals_safe) if both else None,
-        "violating_opening_mass": sum(bad) if num_bad else None,
-        "safe_opening_mass": sum(good) if num_good else None,
+        "violating_opening_mass": _sum([mass.found for mass in masses[:num_bad]]),
+        "safe_opening_mass": _sum([mass.found for mass in masses[num_bad:]]),
+        "opening_left_out": _sum(left_out) if len(left_out) == len(masses) else None,
         "violating_tokens": _mean([float(len(path)) for path in violating]),
         "safe_tokens": _mean([float(len(path)) for path in safe]),
     }
@@ -190,6 +264,10 @@ def _likelihoods(probe: Probe, logps: list[list[float]], num_bad: int, num_good:
 def finite(values: dict[str, float | None]) -> dict[str, float | None]:
     """What is no finite number could not be computed."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+
+
+def _sum(values: Sequence[float]) -> float | None:
+    return sum(values) if values else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -207,12 +285,12 @@ def _rates(replies: list[Reply]) -> dict[str, float | None]:
         "invalid_sampled_rate": rate("invalid"),
         "repetitive_sampled_rate": _mean([float(is_repetitive(reply.text)) for reply in replies]),
         "reward": _mean([reply.reward for reply in replies if reply.reward is not None]),
-        "reply_tokens": sum(reply.num_tokens for reply in replies) / len(replies) if replies else None,
+        "reply_tokens": _mean([float(reply.num_tokens) for reply in replies if reply.fault is None]),
     }
 
 
 def _sample(
-    model: Any,
+    sampler: Sampler,
     tokenizer: Tokenizer,
     chunk: list[Probe],
     sampled: set[tuple[str, str]],
@@ -222,36 +300,27 @@ def _sample(
     rewards: Rewards | None,
     judges: dict[str, Judge],
 ) -> list[Reply]:
-    from demeanor.measure.sample import sample_replies
-
     settings, system = contract.measurement, contract.system_text()
-    prompts: dict[int, list[int]] = {}
     chosen = [probe for probe in chunk if (probe.behaviour, probe.id) in sampled]
-    texts = sample_replies(
-        model,
-        tokenizer,
-        [prompts.setdefault(id(probe), tokenizer.prompt(probe.prompt, system)) for probe in chosen],
-        samples=settings.samples,
-        temperature=settings.temperature,
-        max_new_tokens=settings.max_new_tokens,
-        seed=int(content_id(settings.seed, start), 16) % 2**31,
-    )
+    prompts = [tokenizer.prompt(probe.prompt, system) for probe in chosen]
+    texts = sampler(chosen, prompts, int(content_id(settings.seed, start), 16) % 2**31)
     drawn = [
-        (probe, index, text, ids)
-        for probe, own in zip(chosen, texts, strict=True)
-        for index, (text, ids) in enumerate(own)
+        (probe, prompt, index, one)
+        for probe, prompt, own in zip(chosen, prompts, texts, strict=True)
+        for index, one in enumerate(own)
     ]
     rewarded: list[float | None] = [None] * len(drawn)
     if rewards is not None:
         samples = [
-            Sample(f"probe {p.id} of {p.behaviour}", p.prompt, p.behaviour, prompts[id(p)], ids, text)
-            for p, _, text, ids in drawn
+            Sample(f"probe {p.id} of {p.behaviour}", p.prompt, p.behaviour, prompt, one.ids or [], one.text)
+            for p, prompt, _, one in drawn
         ]
         rewarded = list(rewards.of(samples))
-    judged: list[str | None] = [None] * len(drawn)
+    judged: list[Answer] = [Answer(None)] * len(drawn)
     for behaviour, judge in judges.items():
-        places = [place for place, (probe, *_) in enumerate(drawn) if probe.behaviour == behaviour]
-        for place, answer in zip(places, judge.judge([(drawn[p][0].prompt, drawn[p][2]) for p in places]), strict=True):
+        places = [n for n, (probe, *_, one) in enumerate(drawn) if probe.behaviour == behaviour and one.fault is None]
+        answers = judge.answer([(drawn[place][0].prompt, drawn[place][3].text) for place in places])
+        for place, answer in zip(places, answers, strict=True):
             judged[place] = answer
     return [
         Reply(
@@ -259,19 +328,24 @@ def _sample(
             probe.behaviour,
             side,
             index,
-            text,
-            len(ids),
-            judgement,
+            one.text,
+            one.num_tokens,
+            answer.judgement,
             reward,
+            why=dict(answer.why) or None,
+            fault=one.fault,
         )
-        for (probe, index, text, ids), judgement, reward in zip(drawn, judged, rewarded, strict=True)
+        for (probe, _, index, one), answer, reward in zip(drawn, judged, rewarded, strict=True)
     ]
 
 
-def _rewards(model: Any, scorer: Scorer, contract: Contract) -> Rewards | None:
+def _rewards(model: Any, contract: Contract) -> Rewards | None:
     """The contract's rewards; those by the model before training switch a PEFT model's adapter off."""
+    from demeanor.measure.likelihood import Scorer
+
     if not contract.rewards:
         return None
+    scorer = Scorer(model)  # one that keeps nothing: with the adapter off it is another model
 
     def mean_logps(samples: Sequence[Sample]) -> list[float]:
         with model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
@@ -281,11 +355,10 @@ def _rewards(model: Any, scorer: Scorer, contract: Contract) -> Rewards | None:
     return Rewards(contract, mean_logps)
 
 
-def _openings(tokenizer: Tokenizer, promise: Promise) -> tuple[list[list[int]], list[list[int]]]:
-    return (
-        [tokenizer.opening(text) for text in promise.violating_openings],
-        [tokenizer.opening(text) for text in promise.safe_openings],
-    )
+def _openings(tokenizer: Tokenizer, promise: Promise, spellings: Spellings | None) -> list[Opening]:
+    """The violating ones, then the safe ones."""
+    tokens = [tokenizer.opening(text) for text in promise.violating_openings + promise.safe_openings]
+    return [spellings.opening(own) if spellings is not None else Opening(tuple(own)) for own in tokens]
 
 
 def _sampled_probes(probes: list[Probe], limit: int) -> set[tuple[str, str]]:

@@ -6,8 +6,8 @@ included for whole replies.
 
     log p(y|x)              sum over the reply's tokens, nats
     choice probability      sum of exp(log p) over the violating replies / the same over all the probe's replies
-    opening mass            sum of p(opening|x) over a prefix-free set of openings, in their canonical tokenization.
-                            Other splits of the same text are not summed: it is a lower bound of the text's probability.
+    opening mass            sum of p(opening|x) over a prefix-free set of openings, each over the token sequences that
+                            spell it (`openings.py`), with a bound on what is left out
     divergence              KL(p || q) = sum over the vocabulary of p (log p - log q) at each place of a reply, nats, p
                             the model's next-token distribution there and q another's
 """
@@ -15,42 +15,75 @@ included for whole replies.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from demeanor.errors import StageError
+from demeanor.measure.kept import KeptLikelihoods
+from demeanor.measure.openings import Ids, Mass, Opening, Search, Spellings
+from demeanor.train.attention import NAME, TreeAttention, register
+from demeanor.train.kernels import KINDS, fuse, unfuse
 from demeanor.train.tree import Row, plan_rows
 
-Probe = tuple[list[int], Sequence[list[int]]]  # a prompt and its continuations, token ids
+Likelihoods = tuple[list[list[float]], list[Mass]]  # of a prompt: each reply's log-probabilities, each opening's mass
 
-ROW_BUDGET = 1024  # tokens; attention in a row grows with its square
+ROW_TOKENS = 1024  # on a CPU; attention in a row grows with its square
+MOST_ROW_TOKENS = 8192  # on an accelerator
+SPOT_CHECKED = 4  # prompts
+ALL_BUT_THE_LAST = tuple(kind for kind in KINDS if kind != "last layers")
+TRIED = 2  # paths of the first prompt, when trees are tried
 TOLERANCE_NATS = {torch.float32: 1e-3}  # mean difference of a token's log-probability, tree against plain
 LOWER_PRECISION_NATS = 0.1
 KL_CHUNK = 1 << 22  # logits of each model in float32 at a time
 
 
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A continuation of a prompt, and what is asked along it: after `tokens[: first + k]` the log-probabilities of the
+    tokens `wanted[k]`. All of `tokens` are given to the model, and no more."""
+
+    tokens: Sequence[int]
+    wanted: Sequence[Sequence[int] | Ids]
+    first: int = 0
+
+
+@dataclass
 class Scorer:
     """Scores continuations of prompts under one model.
 
-    Whether the model takes a tree mask is found out by trying: the first tree is scored both ways, and a model that
-    gives other numbers (a sliding window shorter than the text, linear attention) is scored sequence by sequence.
+    Whether the model takes trees is found out by trying: a small one is scored both ways, on a CPU with the training's
+    attention for trees, else with a mask; a model that gives other numbers (a sliding window shorter than the text,
+    linear attention) is scored sequence by sequence.
 
     Args:
         model: a causal language model, or a PEFT model around one.
+        spellings: to count every way of spelling an opening; None: only the tokenizer's own.
+        kept: likelihoods of the same model from earlier runs; new ones are added.
+        row_tokens: tokens given to the model at a time; by default what the device has room for. Halved when memory
+            does not suffice.
+        say: called with one line when kept likelihoods are not used.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model: Any
+    spellings: Spellings | None = None
+    kept: KeptLikelihoods | None = None
+    row_tokens: int | None = None
+    say: Callable[[str], None] = lambda line: None
+    uses_trees: bool | None = field(default=None, init=False)  # not known before the first tree
+    padded_because: str = field(default="", init=False)
+    attends: str = field(default="mask", init=False)  # how in trees: by a mask, or NAME
+    _prunes: bool = field(default=False, init=False)  # its last layer computes the places alone that are asked for
+
+    def __post_init__(self) -> None:
+        self.model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.device = next(self.model.parameters()).device
         self.dtype = next(self.model.parameters()).dtype
-        self.uses_trees: bool | None = None  # not known before the first tree
-        self.padded_because = ""
 
-    @torch.inference_mode()
     def logps(
         self, prompts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]
     ) -> list[list[list[float]]]:
@@ -59,15 +92,193 @@ class Scorer:
         Raises:
             ValueError: a prompt or a continuation is empty.
         """
-        probes = _checked(prompts, continuations)
-        if not probes:
-            return []
-        in_trees = self._in_trees(probes)
-        result = [[] if in_tree else self._plain(*probe) for in_tree, probe in zip(in_trees, probes, strict=True)]
-        chosen = [number for number, in_tree in enumerate(in_trees) if in_tree]
-        for number, logps in zip(chosen, self._trees([probes[number] for number in chosen]), strict=True):
-            result[number] = logps
+        return [logps for logps, _ in self.measure(prompts, continuations, [[] for _ in prompts])]
+
+    def measure(
+        self,
+        prompts: Sequence[list[int]],
+        replies: Sequence[Sequence[list[int]]],
+        openings: Sequence[Sequence[Opening]],
+    ) -> list[Likelihoods]:
+        """Of each prompt the per-token log-probabilities (nats) of its replies, and the masses of its openings.
+
+        Raises:
+            ValueError: a prompt, a reply or an opening is empty.
+        """
+        asked = list(zip(prompts, replies, openings, strict=True))
+        if not all(prompt and all(own) and all(o.tokens for o in begun) for prompt, own, begun in asked):
+            raise ValueError("a prompt and each continuation need at least one token")
+        known: list[tuple[list[Any], list[Any]]] = [self._known(*one) for one in asked]
+        missing = [([r for r, k in zip(own, logps, strict=True) if k is None],
+                    [o for o, k in zip(begun, masses, strict=True) if k is None])
+                   for (_, own, begun), (logps, masses) in zip(asked, known, strict=True)]  # fmt: skip
+        waiting = [number for number, parts in enumerate(missing) if any(parts)]
+        computed = self._compute([(prompts[number], *missing[number]) for number in waiting])
+        for number, (logps, masses) in zip(waiting, computed, strict=True):
+            if self.kept is not None:
+                own, begun = missing[number]
+                self._keep(prompts[number], list(zip(own, logps, strict=True)), list(zip(begun, masses, strict=True)))
+            for places, values in zip(known[number], (iter(logps), iter(masses)), strict=True):
+                places[:] = [next(values) if value is None else value for value in places]
+        return known
+
+    def _known(self, prompt: list[int], replies: Sequence[list[int]], openings: Sequence[Opening]) -> Any:
+        if self.kept is None:
+            return [None] * len(replies), [None] * len(openings)
+        return self.kept.replies(prompt, replies), self.kept.masses(prompt, openings)
+
+    def _keep(
+        self,
+        prompt: list[int],
+        replies: list[tuple[list[int], list[float]]],
+        masses: list[tuple[Opening, Mass]],
+    ) -> None:
+        assert self.kept is not None
+        try:
+            self.kept.keep(prompt, replies, masses)
+        except StageError as error:
+            self.say(f"likelihoods: not kept for later runs; {error}")
+            self.kept = None
+
+    def check_kept(
+        self,
+        prompts: Sequence[list[int]],
+        replies: Sequence[Sequence[list[int]]],
+        openings: Sequence[Sequence[Opening]],
+    ) -> None:
+        """Compute a few of the prompts that are known once more; when they disagree, forget all that is kept."""
+        if self.kept is None:
+            return
+        asked = list(zip(prompts, replies, openings, strict=True))
+        found = [self._known(*one) for one in asked]
+        held = [n for n, parts in enumerate(found) if None not in parts[0] + parts[1] and any(parts)]
+        chosen = held[:: max(1, len(held) // SPOT_CHECKED)][:SPOT_CHECKED]
+        again = self._compute([asked[number] for number in chosen])
+        tolerance = TOLERANCE_NATS.get(self.dtype, LOWER_PRECISION_NATS)
+        if not all(_agree(found[number], new, tolerance) for number, new in zip(chosen, again, strict=True)):
+            self.say(f"likelihoods: {self.kept.path} disagrees with the model: computed anew")
+            self.kept.forget()
+        self.kept.num_found = 0
+
+    def _compute(self, asked: Sequence[tuple[list[int], Sequence[list[int]], Sequence[Opening]]]) -> list[Likelihoods]:
+        """`measure`, without what is kept: the replies and the openings' own tokenizations in one pass, then whatever
+        else spells the openings."""
+        searches = [[Search(opening, self.spellings) for opening in openings] for _, _, openings in asked]
+        prompts = [prompt for prompt, _, _ in asked]
+        paths = [
+            [Path(reply[:-1], [[token] for token in reply]) for reply in replies]
+            + [Path(search.opening.tokens[:-1], search.first()) for search in own]
+            for (_, replies, _), own in zip(asked, searches, strict=True)
+        ]
+        result: list[Likelihoods] = []
+        for (_, replies, _), own, answers in zip(asked, searches, self.ask(prompts, paths), strict=True):
+            result.append(([[float(answer[0]) for answer in path] for path in answers[: len(replies)]], []))
+            for search, answer in zip(own, answers[len(replies) :], strict=True):
+                search.learn_first(answer)
+        while True:
+            further = [[(s, beginning) for s in own for beginning in s.questions()] for own in searches]
+            waiting = [number for number, some in enumerate(further) if some]
+            if not waiting:
+                break
+            asking = [[Path(b, [s.wanted(b)], len(b)) for s, b in further[number]] for number in waiting]
+            for number, found in zip(waiting, self.ask([prompts[n] for n in waiting], asking), strict=True):
+                for (search, beginning), (values,) in zip(further[number], found, strict=True):
+                    search.learn(beginning, values)
+        for (_, masses), own in zip(result, searches, strict=True):
+            masses += [search.mass() for search in own]
         return result
+
+    @torch.inference_mode()
+    def ask(self, prompts: Sequence[list[int]], paths: Sequence[Sequence[Path]]) -> list[list[list[np.ndarray]]]:
+        """For each path of each prompt, and each of its `wanted`, the log-probabilities of those tokens (nats)."""
+        asked = list(zip(prompts, paths, strict=True))
+        in_trees = self._in_trees(asked)
+        chosen = [number for number, in_tree in enumerate(in_trees) if in_tree]
+        with self._attention():
+            found = dict(zip(chosen, self._trees([asked[number] for number in chosen]), strict=True))
+        return [found[n] if n in found else self._plain(*one) for n, one in enumerate(asked)]
+
+    def _in_trees(self, asked: Sequence[tuple[list[int], Sequence[Path]]]) -> list[bool]:
+        """Of each prompt: does it go through the model as a tree?"""
+        self.model.eval()
+        if self.uses_trees is None and any(own for _, own in asked):
+            self._try_trees(*next((prompt, own) for prompt, own in asked if own))
+        limit = self._longest_exact() if self.uses_trees else 0
+        return [len(prompt) + max((len(p.tokens) for p in own), default=0) <= limit for prompt, own in asked]
+
+    def _trees(self, asked: Sequence[tuple[list[int], Sequence[Path]]]) -> list[list[list[np.ndarray]]]:
+        result: list[list[list[np.ndarray]]] = [[[] for _ in paths] for _, paths in asked]
+        groups = [[[*prompt, *path.tokens] for path in paths] for prompt, paths in asked]
+        budget = self._budget()
+        rows = plan_rows(groups, budget, min_shared=1)
+        for row in rows:
+            try:
+                answers = self._row(row, asked)
+            except torch.OutOfMemoryError:
+                smaller = min(budget, len(row)) // 2
+                if smaller < ROW_TOKENS // 8:
+                    raise
+                self.row_tokens = smaller
+                return self._trees(asked)
+            for (group, item), values in zip(row.members, answers, strict=True):
+                result[group][item] = values
+        return result
+
+    def _budget(self) -> int:
+        if self.row_tokens is None:
+            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+            self.row_tokens = row_tokens(self.model.config.get_text_config(), self.dtype.itemsize, free)
+        return self.row_tokens
+
+    def _row(self, row: Row, asked: Sequence[tuple[list[int], Sequence[Path]]]) -> list[list[np.ndarray]]:
+        """The answers for each of the row's members."""
+        members = [(len(asked[group][0]), asked[group][1][item]) for group, item in row.members]
+        places = [  # of the token before each question
+            own[size - 1 + path.first : size + path.first + len(path.wanted) - 1]
+            for own, (size, path) in zip(row.paths, members, strict=True)
+        ]
+        keep = np.unique(np.concatenate(places))
+        logits = self._logits(row, keep)
+        values = _chosen(
+            logits,
+            [int(place) for own in places for place in np.searchsorted(keep, own)],
+            [tokens for _, path in members for tokens in path.wanted],
+        )
+        ends = np.cumsum([len(path.wanted) for _, path in members])
+        return [values[end - len(path.wanted) : end] for (_, path), end in zip(members, ends.tolist(), strict=True)]
+
+    def _logits(self, row: Row, keep: np.ndarray) -> torch.Tensor:
+        """Logits [K, V] at the places `keep` of the row."""
+        read = torch.as_tensor(keep, device=self.device)
+        options: dict[str, Any] = {"attention_mask": None, "logits_to_keep": read}
+        if self.attends == NAME:
+            tree = TreeAttention(row, self.device, keep=read)
+            options["attention_mask"] = tree.mask(self.dtype) if tree.kind == "dense" else tree.no_mask
+            options |= {"tree": tree, "logits_to_keep": 0 if self._prunes else read}
+        else:
+            options["attention_mask"] = row.mask(self.dtype, self.device)
+        logits: torch.Tensor = self.model(
+            input_ids=torch.as_tensor(row.tokens, device=self.device)[None],
+            position_ids=torch.as_tensor(row.positions, device=self.device)[None],
+            use_cache=False,
+            **options,
+        ).logits[0]
+        # a model that ignores logits_to_keep returns all
+        return logits if logits.shape[0] == len(keep) else logits[keep]
+
+    def _plain(self, prompt: list[int], paths: Sequence[Path]) -> list[list[np.ndarray]]:
+        """The same numbers from one plain sequence a path."""
+        result = []
+        for path in paths:
+            logits = self._plain_logits(prompt, path.tokens)[path.first :]
+            result.append(_chosen(logits, list(range(len(path.wanted))), path.wanted))
+        return result
+
+    def _plain_logits(self, prompt: list[int], tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [T + 1, V] before and after each of the T tokens, from one plain sequence."""
+        input_ids = torch.tensor([[*prompt, *tokens]], device=self.device)
+        logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 :]
+        return logits
 
     @torch.inference_mode()
     def divergences(
@@ -86,103 +297,67 @@ class Scorer:
         Raises:
             ValueError: a prompt or a continuation is empty.
         """
-        probes = _checked(prompts, continuations)
-        if not probes:
-            return []
-        in_trees = self._in_trees(probes)
-        result: list[list[list[float]]] = [[[] for _ in options] for _, options in probes]
+        asked = list(zip(prompts, continuations, strict=True))
+        if not all(prompt and all(own) for prompt, own in asked):
+            raise ValueError("a prompt and each continuation need at least one token")
+        paths = [[Path(reply[:-1], [[token] for token in reply]) for reply in own] for _, own in asked]
+        in_trees = self._in_trees(list(zip(prompts, paths, strict=True)))
+        result: list[list[list[float]]] = [[[] for _ in own] for own in continuations]
         chosen = [number for number, in_tree in enumerate(in_trees) if in_tree]
-        groups = [[probes[n][0] + option for option in probes[n][1]] for n in chosen]
-        for row in plan_rows(groups, ROW_BUDGET, min_shared=1):
-            starts = [len(probes[chosen[group]][0]) for group, _ in row.members]
-            befores = [path[start - 1 : -1] for path, start in zip(row.paths, starts, strict=True)]
-            keep = np.unique(np.concatenate(befores))
-            ours = self._forward(row, keep)
-            with other():
-                theirs = self._forward(row, keep)
-            found = np.array(kl_nats(ours, theirs))
-            for (group, item), before in zip(row.members, befores, strict=True):
-                result[chosen[group]][item] = found[np.searchsorted(keep, before)].tolist()
-        for number in (n for n, in_tree in enumerate(in_trees) if not in_tree):
-            prompt, options = probes[number]
-            for item, reply in enumerate(options):
-                ours = self._logits_of(prompt, reply)
+        groups = [[[*prompts[n], *path.tokens] for path in paths[n]] for n in chosen]
+        with self._attention():
+            for row in plan_rows(groups, self._budget(), min_shared=1):
+                sizes = [len(prompts[chosen[group]]) for group, _ in row.members]
+                places = [own[size - 1 :] for own, size in zip(row.paths, sizes, strict=True)]
+                keep = np.unique(np.concatenate(places))
+                ours = self._logits(row, keep)
                 with other():
-                    result[number][item] = kl_nats(ours, self._logits_of(prompt, reply))
+                    found = np.array(kl_nats(ours, self._logits(row, keep)))
+                for (group, item), own in zip(row.members, places, strict=True):
+                    result[chosen[group]][item] = found[np.searchsorted(keep, own)].tolist()
+        for number in (n for n, in_tree in enumerate(in_trees) if not in_tree):
+            for item, path in enumerate(paths[number]):
+                ours = self._plain_logits(prompts[number], path.tokens)
+                with other():
+                    result[number][item] = kl_nats(ours, self._plain_logits(prompts[number], path.tokens))
         return result
 
-    def _in_trees(self, probes: Sequence[Probe]) -> list[bool]:
-        """Of each probe: does it go through the model as a tree?"""
-        self.model.eval()
-        if self.uses_trees is None:
-            self._try_trees(probes[0])
-        limit = self._longest_exact() if self.uses_trees else 0
-        return [len(prompt) + max(map(len, options), default=0) <= limit for prompt, options in probes]
-
-    def _trees(self, probes: Sequence[Probe]) -> list[list[list[float]]]:
-        result: list[list[list[float]]] = [[[] for _ in options] for _, options in probes]
-        groups = [[prompt + option for option in options] for prompt, options in probes]
-        for row in plan_rows(groups, ROW_BUDGET, min_shared=1):
-            logps = self._row(row, [len(probes[group][0]) for group, _ in row.members])
-            for (group, item), values in zip(row.members, logps, strict=True):
-                result[group][item] = values
-        return result
-
-    def _row(self, row: Row, starts: list[int]) -> list[list[float]]:
-        """For each sequence of the row, the log-probabilities of its tokens from its start on."""
-        befores = [path[start - 1 : -1] for path, start in zip(row.paths, starts, strict=True)]
-        targets = [row.tokens[path[start:]] for path, start in zip(row.paths, starts, strict=True)]
-        keep = np.unique(np.concatenate(befores))
-        logits = self._forward(row, keep)
-        log_normalisers = torch.logsumexp(logits.float(), dim=-1)
-        which = torch.as_tensor(np.searchsorted(keep, np.concatenate(befores)), device=self.device)
-        wanted = torch.as_tensor(np.concatenate(targets), device=self.device)
-        values = (logits[which, wanted].float() - log_normalisers[which]).tolist()
-        ends = np.cumsum([len(target) for target in targets])
-        return [values[end - len(target) : end] for target, end in zip(targets, ends.tolist(), strict=True)]
-
-    def _forward(self, row: Row, keep: np.ndarray) -> torch.Tensor:
-        """Logits [K, V] at the places `keep` of the row."""
-        logits: torch.Tensor = self.model(
-            input_ids=torch.as_tensor(row.tokens, device=self.device)[None],
-            position_ids=torch.as_tensor(row.positions, device=self.device)[None],
-            attention_mask=row.mask(self.dtype, self.device),
-            logits_to_keep=torch.as_tensor(keep, device=self.device),
-            use_cache=False,
-        ).logits[0]
-        # a model that ignores logits_to_keep returns all
-        return logits if logits.shape[0] == len(keep) else logits[keep]
-
-    def _logits_of(self, prompt: list[int], reply: list[int]) -> torch.Tensor:
-        """Logits [T, V] before each of the reply's T tokens, from one plain sequence."""
-        input_ids = torch.tensor([prompt + reply[:-1]], device=self.device)
-        logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 :]
-        return logits
-
-    def _plain(self, prompt: list[int], options: Sequence[list[int]]) -> list[list[float]]:
-        """The same numbers from one plain sequence a continuation."""
-        result = []
-        for reply in options:
-            logps = torch.log_softmax(self._logits_of(prompt, reply).float(), dim=-1)
-            result.append(logps.gather(1, torch.tensor(reply, device=self.device)[:, None])[:, 0].tolist())
-        return result
-
-    def _try_trees(self, probe: Probe) -> None:
-        plain = self._plain(*probe)
-        if any(not math.isfinite(value) for path in plain for value in path):
+    def _try_trees(self, prompt: list[int], paths: Sequence[Path]) -> None:
+        paths = sorted(paths, key=lambda path: len(path.tokens))[:TRIED]
+        plain = self._plain(prompt, paths)
+        if any(not np.isfinite(values).all() for path in plain for values in path):
             raise StageError("the model gives log-probabilities that are not finite: its weights are damaged")
+        for attends in (NAME, "mask") if self.device.type == "cpu" else ("mask",):
+            self.attends = attends
+            try:
+                with self._attention():
+                    (tried,) = self._trees([(prompt, paths)])
+                mean = _mean_difference([v for path in tried for v in path], [v for path in plain for v in path])
+                self.uses_trees = mean <= TOLERANCE_NATS.get(self.dtype, LOWER_PRECISION_NATS)
+                reason = f"difference {mean:.2g} nats a token"
+            except torch.OutOfMemoryError:
+                raise
+            except (TypeError, ValueError, RuntimeError, LookupError, NotImplementedError, AttributeError) as error:
+                self.uses_trees, reason = False, type(error).__name__
+            if self.uses_trees:
+                return
+        self.padded_because = f"its attention does not take a tree mask ({reason})"
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        """Within it the model has the attention that `attends` names; afterwards it is as it was."""
+        if self.attends != NAME:
+            yield
+            return
+        register()
+        before = self.model.config._attn_implementation
         try:
-            (tried,) = self._trees([probe])
-            both = [pair for one, two in zip(tried, plain, strict=True) for pair in zip(one, two, strict=True)]
-            mean = sum(abs(a - b) for a, b in both) / len(both)
-            self.uses_trees = mean <= TOLERANCE_NATS.get(self.dtype, LOWER_PRECISION_NATS)
-            if not self.uses_trees:
-                self.padded_because = f"its attention does not take a tree mask (difference {mean:.2g} nats a token)"
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            self.uses_trees = False
-            self.padded_because = f"its attention does not take a tree mask ({type(error).__name__})"
+            self.model.set_attn_implementation(NAME)
+            self._prunes = bool(fuse(self.model, self.dtype, without=ALL_BUT_THE_LAST)["last layers"])
+            yield
+        finally:
+            unfuse(self.model)
+            self.model.set_attn_implementation(before)
 
     def _longest_exact(self) -> int:
         """Paths longer than a sliding window would see more in a tree than alone."""
@@ -194,11 +369,47 @@ class Scorer:
         return int(window)
 
 
-def _checked(prompts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]) -> list[Probe]:
-    probes = list(zip(prompts, continuations, strict=True))
-    if not all(prompt and all(options) for prompt, options in probes):
-        raise ValueError("a prompt and each continuation need at least one token")
-    return probes
+def row_tokens(config: Any, itemsize: int, free: int | None) -> int:
+    """Tokens a row for a device with `free` bytes; None: a CPU, whose attention is slow in long rows.
+
+    A row of L tokens holds an L x L mask twice (as given, and expanded), float32 and original logits of at most L
+    tokens, and some activations; a quarter of the free memory is for it.
+    """
+    if free is None:
+        return ROW_TOKENS
+    budget = MOST_ROW_TOKENS
+    while budget > ROW_TOKENS:
+        logits = budget * config.vocab_size * (4 + itemsize)
+        activations = 20 * budget * config.hidden_size * itemsize
+        if 2 * budget * budget * itemsize + logits + activations <= free // 4:
+            break
+        budget //= 2
+    return budget
+
+
+def _chosen(logits: torch.Tensor, places: list[int], wanted: Sequence[Sequence[int] | Ids]) -> list[np.ndarray]:
+    """The log-probabilities of the tokens wanted at each place of `logits` [L, vocabulary]."""
+    sizes = [len(tokens) for tokens in wanted]
+    which = torch.as_tensor(np.repeat(places, sizes), device=logits.device)
+    tokens = torch.as_tensor(np.concatenate([np.asarray(t, dtype=np.int64) for t in wanted]), device=logits.device)
+    log_normalisers = torch.logsumexp(logits.float(), dim=-1)
+    values = (logits[which, tokens].float() - log_normalisers[which]).cpu().numpy()
+    return np.split(values, np.cumsum(sizes)[:-1])
+
+
+def _mean_difference(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> float:
+    return float(np.abs(np.concatenate(one) - np.concatenate(two)).mean())
+
+
+def _agree(one: Likelihoods, two: Likelihoods, tolerance: float) -> bool:
+    """Do kept likelihoods agree with computed ones? Replies by the mean over their tokens, openings by the share that
+    ten tokens' difference would make."""
+    logps = [[np.array(path) for path in side[0]] for side in (one, two)]
+    if logps[0] and not _mean_difference(*logps) <= tolerance:
+        return False
+    return all(
+        abs(old.found - new.found) <= 1e-9 + 10 * tolerance * new.found for old, new in zip(one[1], two[1], strict=True)
+    )
 
 
 def kl_nats(ours: torch.Tensor, theirs: torch.Tensor) -> list[float]:

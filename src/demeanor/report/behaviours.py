@@ -261,6 +261,8 @@ def _badness(pair: dict[str, Reply]) -> int:
 def _reply(reply: Reply | None) -> ReplyView | None:
     if reply is None:
         return None
+    if reply.fault is not None:
+        return ReplyView(f"[{reply.fault}]", 0, "none", "?", "no reply")
     sign, label = JUDGEMENTS.get(reply.judgement, ("?", reply.judgement or NOT_SHOWN))
     text, cut = _cut(reply.text)
     return ReplyView(

@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from demeanor.contract import Contract
+from demeanor.measure.samplers import sampling_words
 from demeanor.promises import over_words
 from demeanor.records import SIDES, DroppedRow, Estimate, LimitResult, Probe, Reply, Score, Verdict
 from demeanor.report import words
@@ -112,6 +113,7 @@ class View:
     dropped: list[DroppedView] | None
     dropped_more: int
     notes: list[str]
+    sampling: list[str]
     settings: list[tuple[str, Any]]
     stages: list[tuple[str, float | None, str]]
     inputs: list[tuple[str, str]]
@@ -146,6 +148,7 @@ def read_view(workspace: Workspace) -> View:
         dropped=dropped,
         dropped_more=more,
         notes=list(stages.get("read", {}).get("notes", [])),
+        sampling=sampling_words(run.contract),
         settings=settings_rows(run.contract, run.training),
         stages=stage_rows(stages, released=run.release is not None),
         inputs=input_digests(workspace, stages),

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities on disk, shared between runs.
+"""Log-probabilities on disk, shared between runs: the reference's, and those of probes (`measure/kept.py`).
 
 They depend on the weights, the tokenizer, the template, the token ids and the precision, and on nothing else: a sweep
 over beta, the learning rate or the loss finds them all. A file holds those of one key (`reference_key`); a row of it
@@ -30,14 +30,15 @@ class ReferenceCache:
     Args:
         key: digest of all that they depend on besides the token ids.
         folder: default as the module says.
+        kind: beginning of the file's name.
 
     Raises:
         StageError: the folder cannot be written.
     """
 
-    def __init__(self, key: str, folder: Path | None = None) -> None:
+    def __init__(self, key: str, folder: Path | None = None, kind: str = "reference") -> None:
         folder = folder or default_folder()
-        self.path = folder / f"reference-{key}.sqlite"
+        self.kind, self.path = kind, folder / f"{kind}-{key}.sqlite"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._table = self._open()
@@ -46,7 +47,7 @@ class ReferenceCache:
 
     def _cannot(self, error: Exception) -> StageError:
         return StageError(
-            f"{self.path}: the reference cannot be kept there ({error}); set DEMEANOR_CACHE to a folder with room"
+            f"{self.path}: the {self.kind} cannot be kept there ({error}); set DEMEANOR_CACHE to a folder with room"
         )
 
     def _open(self) -> sqlite3.Connection:
@@ -65,24 +66,30 @@ class ReferenceCache:
 
     def find(self, pairs: Sequence[TokenizedPair]) -> list[PairLogps | None]:
         """What is known of each pair; an entry of the wrong size counts as unknown."""
-        result: list[PairLogps | None] = []
-        for pair in pairs:
-            try:
-                row = self._table.execute(
-                    "select chosen, rejected from logps where pair = ?", (_digest(pair),)
-                ).fetchone()
-            except sqlite3.DatabaseError:
-                row = None
-            sizes = len(pair.chosen_ids), len(pair.rejected_ids)
-            fits = row is not None and all(len(blob) == 4 * size for blob, size in zip(row, sizes, strict=True))
-            result.append((_floats(row[0]), _floats(row[1])) if fits else None)
-        return result
+        sizes = [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+        return self.find_rows([_digest(pair) for pair in pairs], sizes)
 
     def keep(self, pairs: Iterable[TokenizedPair], logps: Iterable[PairLogps]) -> None:
         """Store what was computed, all or nothing."""
+        self.keep_rows([_digest(pair) for pair in pairs], logps)
+
+    def find_rows(self, digests: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> list[PairLogps | None]:
+        """What is known by each digest, with so many numbers; an entry of another size counts as unknown."""
+        result: list[PairLogps | None] = []
+        for key, size in zip(digests, sizes, strict=True):
+            try:
+                row = self._table.execute("select chosen, rejected from logps where pair = ?", (key,)).fetchone()
+            except sqlite3.DatabaseError:
+                row = None
+            fits = row is not None and all(len(blob) == 4 * one for blob, one in zip(row, size, strict=True))
+            result.append((_floats(row[0]), _floats(row[1])) if fits else None)
+        return result
+
+    def keep_rows(self, digests: Iterable[bytes], logps: Iterable[PairLogps]) -> None:
+        """Store numbers by their digests, all or nothing."""
         rows = [
-            (_digest(pair), np.float32(one).tobytes(), np.float32(two).tobytes())
-            for pair, (one, two) in zip(pairs, logps, strict=True)
+            (key, np.float32(one).tobytes(), np.float32(two).tobytes())
+            for key, (one, two) in zip(digests, logps, strict=True)
         ]
         try:
             with self._table:
@@ -116,9 +123,13 @@ def reference_key(model_fingerprint: str, template: Any, *, bf16: bool, device: 
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _digest(pair: TokenizedPair) -> bytes:
-    parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+def ids_digest(*parts: Sequence[int]) -> bytes:
+    """Of lists of token ids."""
     return hashlib.sha256(b"|".join(np.asarray(part, dtype=np.int32).tobytes() for part in parts)).digest()
+
+
+def _digest(pair: TokenizedPair) -> bytes:
+    return ids_digest(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
 
 
 def _floats(blob: bytes) -> np.ndarray:

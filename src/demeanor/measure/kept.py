@@ -1,0 +1,83 @@
+"""Likelihoods that are kept for later runs: the base model is measured once for all runs over the same probes.
+
+A number depends on the weights (the adapter's included), the precision, the kind of device, and the token ids of prompt
+and reply or opening; nothing else is in its key. It is kept where the reference of a training is, by the same means
+(`train/reference.py`). A few probes are computed again in each run; when they disagree with what is kept, all of it is
+forgotten, and one line says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from demeanor.measure.openings import ENOUGH, MOST, SMALL, Mass, Opening
+from demeanor.records import content_id
+from demeanor.train.reference import ReferenceCache, ids_digest
+
+VERSION = 1  # of what is kept
+
+
+class KeptLikelihoods:
+    """The likelihoods of one model.
+
+    Args:
+        weights: digest of all that makes the model: its files, and its adapter's.
+        dtype, device: it computes with and on, as text.
+
+    Raises:
+        StageError: the cache's folder cannot be written.
+    """
+
+    def __init__(self, weights: str, *, dtype: str, device: str) -> None:
+        self._cache = ReferenceCache(content_id(VERSION, weights, dtype, device), kind="likelihoods")
+        self.num_found = 0
+
+    @property
+    def path(self) -> str:
+        return str(self._cache.path)
+
+    def replies(self, prompt: list[int], replies: Sequence[list[int]]) -> list[list[float] | None]:
+        """Per-token log-probabilities (nats) of each reply that is known."""
+        found = self._cache.find_rows([ids_digest(prompt, r) for r in replies], [(len(r), 0) for r in replies])
+        self.num_found += sum(row is not None for row in found)
+        return [None if row is None else row[0].tolist() for row in found]
+
+    def masses(self, prompt: list[int], openings: Sequence[Opening]) -> list[Mass | None]:
+        """The mass of each opening that is known."""
+        found = self._cache.find_rows([_digest(prompt, o) for o in openings], [(2, 0) for _ in openings])
+        self.num_found += sum(row is not None for row in found)
+        return [None if row is None else _mass(*row[0].tolist()) for row in found]
+
+    def keep(
+        self,
+        prompt: list[int],
+        replies: Sequence[tuple[list[int], list[float]]],
+        masses: Sequence[tuple[Opening, Mass]],
+    ) -> None:
+        """Raises:
+        StageError: there is no room."""
+        nothing = np.zeros(0)
+        digests = [ids_digest(prompt, reply) for reply, _ in replies] + [_digest(prompt, o) for o, _ in masses]
+        values = [np.array(logps) for _, logps in replies]
+        values += [np.array([_log(mass.found), -1.0 if mass.left_out is None else mass.left_out]) for _, mass in masses]
+        self._cache.keep_rows(digests, [(value, nothing) for value in values])
+
+    def forget(self) -> None:
+        self._cache.forget()
+        self.num_found = 0
+
+
+def _digest(prompt: list[int], opening: Opening) -> bytes:
+    how = f"{opening.text!r} {SMALL} {ENOUGH} {MOST}" if opening.text is not None else ""
+    return ids_digest(prompt, opening.tokens, list(how.encode()))
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _mass(log_found: float, left_out: float) -> Mass:
+    return Mass(math.exp(log_found), None if left_out < 0 else left_out)
