@@ -22,7 +22,7 @@ from demeanor.pairs import PairStore
 from demeanor.progress import Progress
 from demeanor.records import SEVERITIES, Example, Finding, PreferencePair
 
-__all__ = ["CHECKS", "Audit", "Scope", "audit_pairs"]
+__all__ = ["CHECKS", "Audit", "Scope", "audit_pairs", "chosen_checks"]
 
 BLOCK = 500  # pairs that are looked at in one go
 NUM_EXAMPLES = 5

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from demeanor.workspace import Workspace
 
 _COLOURS = {"blocks": "bold red", "warns": "yellow", "informs": "cyan"}
-_TOLD = {"blocks": "findings that block", "warns": "warnings", "informs": "to know"}
+_TOLD = {  # of one, and of any other number
+    "blocks": ("finding that blocks", "findings that block"),
+    "warns": ("warning", "warnings"),
+    "informs": ("to know", "to know"),
+}
 
 
 def command(
@@ -54,7 +58,7 @@ def command(
     import tempfile
     from functools import partial
 
-    from demeanor.audit import CHECKS, Scope, audit_pairs
+    from demeanor.audit import CHECKS, Scope, audit_pairs, chosen_checks
     from demeanor.cli.console import print_json
     from demeanor.curate.decisions import read_decisions
     from demeanor.curate.mend import decided
@@ -62,6 +66,7 @@ def command(
     from demeanor.measure.margins import pair_margins
     from demeanor.model import find_model
     from demeanor.pairs import PairStore
+    from demeanor.workspace import Workspace
 
     if list_checks:
         for check in CHECKS:
@@ -69,6 +74,9 @@ def command(
             for name, (value, about) in check.limits.items():
                 print(f"    audit.{check.name}.{name} = {value:g}: {about}")
         return
+    Workspace(out).check_writable()  # before the work, not after it
+    chosen_checks(only or (), skip or ())
+    known = read_decisions(decisions) if decisions is not None else None
     progress = common.console()
     promised = common.contract_given(contract, settings)
     named = list(sources or (promised.data.pairs if promised else ()))
@@ -78,9 +86,10 @@ def command(
     asked = partial(pair_margins, found, promised) if found else None
     scope = Scope(promised, found, tuple(heldout or ()), tuple(benchmark or ()), margins=asked)
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
-        store = PairStore.collect(map(common.pairs_file, named), Path(folder), split=split, limit=limit)
-        if decisions is not None:
-            store = decided(store, read_decisions(decisions), progress)
+        files = [common.pairs_file(name) for name in named]
+        store = PairStore.collect(files, Path(folder), split=split, limit=limit, progress=progress)
+        if known is not None:
+            store = decided(store, known, progress)
         audit = audit_pairs(store, scope, only=only or (), skip=skip or (), progress=progress)
         workspace = write_findings(audit, store, out, scope.confidence)
     progress.say(f"findings: {workspace.findings_page}")
@@ -117,7 +126,8 @@ def write_findings(audit: Audit, store: PairStore, folder: Path, confidence: flo
         workspace.write_text(workspace.findings_page, page)
         workspace.write_lines(workspace.flagged, audit.flags(store))
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror or one_line(error)}", where=str(folder)) from None
+        what = f"cannot be written: {error.strerror or one_line(error)}"
+        raise InputError(what, where=str(folder), remedy="give another --out") from None
     return workspace
 
 
@@ -128,6 +138,7 @@ def print_table(audit: Audit) -> None:
     from rich.table import Table
 
     from demeanor.report.findings import estimate_words
+    from demeanor.report.words import plural
 
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -149,4 +160,4 @@ def print_table(audit: Audit) -> None:
         )
     console.print(table)
     counts = audit.to_json()["counts"]
-    console.print(", ".join(f"{counts[kind]} {_TOLD[kind]}" for kind in counts), markup=False)
+    console.print(", ".join(plural(counts[kind], *_TOLD[kind]) for kind in counts), markup=False)

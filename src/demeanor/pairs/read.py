@@ -108,6 +108,7 @@ def read_pairs(
 class iter_pairs:  # noqa: N801 - a verb: it is called like a function
     """`read_pairs` as a stream: every row as a pair, several of them, or a dropped row, in the order of the source.
 
+    The pairs' `source` is `name`, by default `files.source_name`'s.
     `name` and `shape` are known before the first row is drawn; `num_rows`, `num_lists` and `num_ties` count those that
     were. When all rows are drawn and none was a pair, it raises.
     """
@@ -122,10 +123,11 @@ class iter_pairs:  # noqa: N801 - a verb: it is called like a function
         labelled: bool = False,
         ranked: Literal["all", "best"] = "all",
         ranked_weights: Literal["even", "gap"] = "even",
+        name: str | None = None,
     ) -> None:
         self._ranked = ranked, ranked_weights
         self.num_rows = self.num_lists = self.num_ties = 0
-        self.where, self.name, self._behaviour = str(source), source_name(source), behaviour
+        self.where, self.name, self._behaviour = str(source), name or source_name(source), behaviour
         if limit is not None and limit < 1:
             raise PairsError(f"cannot read at most {limit} rows", where=self.where, remedy="give a limit of 1 or more")
         rows = islice(read_values(source, split=split), limit)
