@@ -255,6 +255,7 @@ def test_an_audit_in_a_pipe_has_no_empty_lines_and_counts_in_words(demeanor: Com
     row = json.dumps({"prompt": "Hello?", "chosen": "Good day.", "rejected": "What now?"})
     (tmp_path / "p.jsonl").write_text(row + "\n")
     code, out, err = demeanor("audit", tmp_path / "p.jsonl", "--only", "coverage", "--out", tmp_path / "audit")
-    assert code == 0 and out.splitlines()[-1] == "0 findings that block, 1 warning, 1 to know"
+    assert code == 0 and out.splitlines()[-1] == "1 pair of 1 row: 0 findings that block, 1 warning, 1 to know"
+    assert out.index("attacks") < out.index("to look at") < out.index("below the aim")  # the gravest at the end
     assert all(line.strip() for line in err.splitlines())
     assert err.splitlines()[0].strip().startswith("reading p.jsonl: ") and err.splitlines()[0].endswith("pairs 1")

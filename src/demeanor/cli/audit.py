@@ -92,11 +92,11 @@ def command(
             store = decided(store, known, progress)
         audit = audit_pairs(store, scope, only=only or (), skip=skip or (), progress=progress)
         workspace = write_findings(audit, store, out, scope.confidence)
-    progress.say(f"findings: {workspace.findings_page}")
     if as_json:
         print_json(audit.to_json())
     else:
         print_table(audit)
+    progress.say(f"all of it, with plots and remedies: {workspace.findings_page}")
     raise typer.Exit(1 if audit.blocks else 0)
 
 
@@ -132,7 +132,7 @@ def write_findings(audit: Audit, store: PairStore, folder: Path, confidence: flo
 
 
 def print_table(audit: Audit) -> None:
-    """A row a finding, then what it comes to."""
+    """What is good to know in short; then a row a finding that blocks or warns, next to the prompt where it is seen."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -143,21 +143,26 @@ def print_table(audit: Audit) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = max(console.width, 130)
-    title = f"{audit.num_pairs:,} pairs of {audit.num_rows:,} rows"
-    table = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
+    known = Table(title="to know", title_justify="left", title_style="bold", box=None, show_header=False)
+    grave = Table(title="to look at", title_justify="left", title_style="bold", show_lines=True)
+    known.add_column(no_wrap=True)
+    known.add_column()
     for name in ("", "check", "finding", "remedy"):
-        table.add_column(name, ratio={"finding": 3, "remedy": 2}.get(name))
+        grave.add_column(name, ratio={"finding": 3, "remedy": 2}.get(name))
     for finding in audit.findings:
         colour = _COLOURS[finding.severity]
-        rows = ", ".join(str(example.row) for example in finding.examples)
+        check = escape(finding.check) + (f"\n[dim]{escape(finding.group)}[/dim]" if finding.group else "")
         lines = [finding.what, f"{finding.measure}: {' '.join(estimate_words(finding.estimate))}"]
+        if finding.severity == "informs":
+            known.add_row(f"[{colour}]{check}[/{colour}]", f"{escape(lines[0])} [dim]({escape(lines[1])})[/dim]")
+            continue
+        rows = ", ".join(str(example.row) for example in finding.examples)
         lines += [f"rows {rows}{', ...' if finding.num_pairs > len(finding.examples) else ''}"] if rows else []
-        table.add_row(
-            f"[{colour}]{finding.severity}[/{colour}]",
-            escape(finding.check) + (f"\n[dim]{escape(finding.group)}[/dim]" if finding.group else ""),
-            escape("\n".join(lines)),
-            escape(finding.remedy),
-        )
-    console.print(table)
+        severity = f"[{colour}]{finding.severity}[/{colour}]"
+        grave.add_row(severity, check, escape("\n".join(lines)), escape(finding.remedy))
+    for table in (known, grave):
+        if table.row_count:
+            console.print(table)
     counts = audit.to_json()["counts"]
-    console.print(", ".join(plural(counts[kind], *_TOLD[kind]) for kind in counts), markup=False)
+    told = ", ".join(plural(counts[kind], *_TOLD[kind]) for kind in counts)
+    console.print(f"{plural(audit.num_pairs, 'pair')} of {plural(audit.num_rows, 'row')}: {told}", markup=False)
