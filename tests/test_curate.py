@@ -114,6 +114,9 @@ def test_in_every_source_and_behaviour(tmp_path: Path) -> None:
         assert set(rows) == {"all pairs", "source harmless.jsonl", "source helpful.jsonl", "behaviour a", "behaviour b"}
         assert all(row.longer_wins.value == 0.5 for row in rows.values())
     assert sum(curated.kept.values()) >= 0.8 * 1992
+    again = curate_pairs([tmp_path / "out" / "train.jsonl"], tmp_path / "again", Settings(heldout=0))
+    groups = {row.group for row in again.lengths["before"]}  # a curated row still knows where it is from
+    assert {"source harmless.jsonl", "source helpful.jsonl"} < groups and again.dropped == {}
 
 
 def test_no_held_out_prompt_of_hh_rlhf_has_a_near_duplicate_among_the_trained_ones(hh: Path) -> None:
@@ -373,7 +376,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_is_written(tmp_p
     with pytest.raises(RunFolderError, match=r"holds thesis\.txt, which no curated set has"):
         curate_pairs([file], tmp_path / "mine")
     for out in (file, file / "below"):
-        with pytest.raises(RunFolderError, match="cannot be written: .*is no folder -- give another --out"):
+        with pytest.raises(RunFolderError, match=r"cannot be written: .*is no folder -- give another --out"):
             curate_pairs([tmp_path / "absent.jsonl"], out)  # said before anything is read
     with pytest.raises(PairsError, match="no such file"):
         curate_pairs([tmp_path / "absent.jsonl"], tmp_path / "out")

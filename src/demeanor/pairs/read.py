@@ -34,6 +34,7 @@ from demeanor.pairs.turns import Turns
 from demeanor.records import DroppedRow, PreferencePair, content_id
 
 MAX_EXCERPT = 200  # characters of a dropped row
+MAX_NAME = 100  # characters of a row's own source
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,7 @@ def _read_row(
         "attack": read_label(row, "attack"),
         "annotator": read_label(row, "annotator"),
         "cluster": read_label(row, "cluster"),
+        "origin": _origin(row),
     }
     if isinstance(reader, PairReader):
         prompt, chosen, rejected = reader.to_pair(row)
@@ -206,6 +208,12 @@ def _read_row(
         else:
             pairs.append(PreferencePair.make(found.prompt, chosen, rejected, **labels, weight=weight))
     return _Made(pairs, list(dict.fromkeys(reasons)), num_ties)
+
+
+def _origin(row: dict[str, Any]) -> str | None:
+    """What the row calls its source; a text is no name."""
+    name = read_label(row, "origin") or read_label(row, "source")
+    return name if name is not None and len(name) <= MAX_NAME else None
 
 
 def _list_id(found: ranked_lists.RankedList, name: str, number: int) -> str:
