@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -96,6 +97,20 @@ def test_sources_that_cancel_out_are_told_apart(tmp_path: Path) -> None:
     assert opposed.severity == "warns"
     assert opposed.estimate.value == pytest.approx(0.4)
     assert opposed.estimate.low is not None and 0.2 < opposed.estimate.low < 0.4
+
+
+def test_a_row_says_itself_where_it_is_from(tmp_path: Path) -> None:
+    """Parts of a set in one file: a column `source` tells more than the file's name, unless each row has its own."""
+    parts = [
+        biased(tmp_path, 200, share, name=name, source=name[:-6])
+        for name, share in (("a.jsonl", 0.8), ("b.jsonl", 0.2))
+    ]
+    rows = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+    one = write_pairs(tmp_path / "one.jsonl", rows)
+    (opposed,) = (found for found in audited(one, tmp_path, "length").findings if found.kind == "opposed_sources")
+    assert "the longer reply wins in a (0.80), the shorter in b (0.20)" in opposed.what
+    many = write_pairs(tmp_path / "many.jsonl", [{**row, "source": f"page {n}"} for n, row in enumerate(rows)])
+    assert {found.group for found in audited(many, tmp_path, "length").findings} == {""}
 
 
 def test_behaviours_that_cancel_out_are_told_apart(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from demeanor.curate.balance import SLACK, balanced, fits
+from demeanor.curate.balance import SHARE, SLACK, balanced
 from demeanor.pairs import read_pairs
 from demeanor.statistics import estimate_share
 from tests.conftest import shared
@@ -19,7 +19,8 @@ def most_matched(differences: np.ndarray, slack: float) -> int:
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
     longer, shorter = differences[differences > 0], -differences[differences < 0]
-    table = np.array([[fits(a, b, slack) for b in shorter] for a in longer], dtype=np.int8)
+    larger = np.maximum.outer(longer, shorter)
+    table = (np.abs(np.subtract.outer(longer, shorter)) <= np.maximum(slack, SHARE * larger)).astype(np.int8)
     matched = (maximum_bipartite_matching(csr_array(table), perm_type="column") >= 0).sum() if table.size else 0
     return int(2 * matched + (differences == 0).sum())
 

@@ -236,3 +236,26 @@ def test_init_sets_keys_and_keeps_its_comments(demeanor: Command, tmp_path: Path
 def test_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "demeanor", "--help"], capture_output=True, text=True, check=True)
     assert "demo" in done.stdout
+
+
+def test_an_audit_is_refused_before_its_work(demeanor: Command, tmp_path: Path) -> None:
+    """Whatever is wrong beside the pairs is said before they are read: here they are not even there."""
+    (tmp_path / "file").touch()
+    for options, words in (
+        (["--out", tmp_path / "file"], "cannot be written: is no folder -- give another --out"),
+        (["--out", tmp_path / "file" / "below"], "cannot be written: "),
+        (["--only", "lenght"], "--only: no check is called 'lenght'; did you mean length?"),
+        (["--decisions", tmp_path / "absent"], "cannot be read"),
+    ):
+        code, _, err = demeanor("audit", tmp_path / "absent.jsonl", *options)
+        assert code == 2 and err.count("\n") == 1 and words in err
+
+
+def test_an_audit_in_a_pipe_has_no_empty_lines_and_counts_in_words(demeanor: Command, tmp_path: Path) -> None:
+    row = json.dumps({"prompt": "Hello?", "chosen": "Good day.", "rejected": "What now?"})
+    (tmp_path / "p.jsonl").write_text(row + "\n")
+    code, out, err = demeanor("audit", tmp_path / "p.jsonl", "--only", "coverage", "--out", tmp_path / "audit")
+    assert code == 0 and out.splitlines()[-1] == "1 pair of 1 row: 0 findings that block, 1 warning, 1 to know"
+    assert out.index("attacks") < out.index("to look at") < out.index("below the aim")  # the gravest at the end
+    assert all(line.strip() for line in err.splitlines())
+    assert err.splitlines()[0].strip().startswith("reading p.jsonl: ") and err.splitlines()[0].endswith("pairs 1")

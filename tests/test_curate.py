@@ -114,6 +114,9 @@ def test_in_every_source_and_behaviour(tmp_path: Path) -> None:
         assert set(rows) == {"all pairs", "source harmless.jsonl", "source helpful.jsonl", "behaviour a", "behaviour b"}
         assert all(row.longer_wins.value == 0.5 for row in rows.values())
     assert sum(curated.kept.values()) >= 0.8 * 1992
+    again = curate_pairs([tmp_path / "out" / "train.jsonl"], tmp_path / "again", Settings(heldout=0))
+    groups = {row.group for row in again.lengths["before"]}  # a curated row still knows where it is from
+    assert {"source harmless.jsonl", "source helpful.jsonl"} < groups and again.dropped == {}
 
 
 def test_no_held_out_prompt_of_hh_rlhf_has_a_near_duplicate_among_the_trained_ones(hh: Path) -> None:
@@ -330,7 +333,7 @@ def test_units_of_length(tmp_path: Path) -> None:
     assert (traits_of(store, "characters").difference == 40 - len(many)).all()
     assert (traits_of(store, "words").difference == 1 - 6).all()
     for unit in ("characters", "words"):
-        with pytest.raises(PairsError, match=r"no pair would be left to train on \(.*0 after length balance\)"):
+        with pytest.raises(PairsError, match=r"\(.*0 after length balance\) -- .* took them: --balance none"):
             curate_pairs([file], tmp_path / "out", Settings(balance=unit))
     with pytest.raises(InputError, match="--balance: tokens of which model"):
         Settings(balance="tokens")
@@ -372,8 +375,9 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_is_written(tmp_p
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(RunFolderError, match=r"holds thesis\.txt, which no curated set has"):
         curate_pairs([file], tmp_path / "mine")
-    with pytest.raises(RunFolderError, match="is no folder of curated pairs"):
-        curate_pairs([file], file)
+    for out in (file, file / "below"):
+        with pytest.raises(RunFolderError, match=r"cannot be written: .*is no folder -- give another --out"):
+            curate_pairs([tmp_path / "absent.jsonl"], out)  # said before anything is read
     with pytest.raises(PairsError, match="no such file"):
         curate_pairs([tmp_path / "absent.jsonl"], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "p.jsonl"]
@@ -386,7 +390,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_is_written(tmp_p
 
 def test_when_nothing_is_left_the_line_says_so(tmp_path: Path) -> None:
     rows = [{**row, "chosen": f"{row['chosen']} ann@example.com"} for row in plain_rows(30)]
-    with pytest.raises(PairsError, match=r"no pair would be left to train on \(0 after review and private data\)"):
+    with pytest.raises(PairsError, match=r"\(0 after review and private data\) -- .* took them: --private keep"):
         curate_pairs([rows_to(tmp_path / "p.jsonl", rows)], tmp_path / "out", Settings(private="drop"))
     with pytest.raises(PairsError, match="the decisions drop all pairs"):
         store = PairStore.collect([tmp_path / "p.jsonl"], tmp_path)

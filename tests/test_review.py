@@ -120,6 +120,8 @@ def test_a_killed_review_loses_no_decision_and_a_line_that_was_cut_off_does_no_h
     [
         '{"id": "a"}',
         '{"id": "a", "decision": "burn"}',
+        '{"id": "a", "decision": ["keep"]}',
+        '{"id": "a", "decision": "keep", "why": "x"}',
         '{"id": 3, "decision": "drop"}',
         '{"id": "a", "decision": "edit"}',
         '{"id": "a", "decision": "edit", "changed": {"source": "x"}}',
@@ -130,8 +132,9 @@ def test_a_killed_review_loses_no_decision_and_a_line_that_was_cut_off_does_no_h
 )
 def test_a_line_that_is_no_decision_is_named(line: str, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text(f'{{"id": "b", "decision": "keep"}}\n{line}\n')
-    with pytest.raises(InputError, match=r"d.jsonl, line 2: is no decision: .* -- correct the line"):
+    with pytest.raises(InputError, match=r"d.jsonl, line 2: is no decision: .* -- correct the line") as error:
         read_decisions(tmp_path / "d.jsonl")
+    assert "argument" not in str(error.value)  # no words of Python's
     with pytest.raises(InputError, match="cannot be read"):
         read_decisions(tmp_path / "absent.jsonl")
 

@@ -46,3 +46,31 @@ def test_of_rows_that_were_read_already(tmp_path: Path) -> None:
 def test_nothing_named(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match="no pairs were named"):
         PairStore.collect([], tmp_path)
+
+
+def test_files_of_one_name_are_two_sources(tmp_path: Path) -> None:
+    """As all parts of hh-rlhf are: mixed up, their opposite biases would cancel out."""
+    for name in ("harmless/v1", "helpful/v1", "helpful/v2"):
+        (tmp_path / name).mkdir(parents=True)
+    files = [write(tmp_path / name / "train.jsonl", 3) for name in ("harmless/v1", "helpful/v1", "helpful/v2")]
+    other = write(tmp_path / "other.jsonl", 3, bad=1)
+    store = PairStore.collect([*files, other, other], tmp_path)
+    names = ["harmless/v1/train.jsonl", "helpful/v1/train.jsonl", "v2/train.jsonl", "other.jsonl"]
+    assert store.sources == dict(zip(names, (3, 3, 3, 8), strict=True)) and list(store.shapes) == names
+    assert [pair.source for pair in store[::3]] == [*names, "other.jsonl"]
+    assert {row.source for row in store.all_dropped()} == {"other.jsonl"}
+
+
+def test_an_empty_name_is_not_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write(tmp_path / "one.jsonl", 3).parent)
+    with pytest.raises(PairsError, match="the name is empty"):
+        PairStore.collect([""], tmp_path)
+
+
+def test_a_set_beyond_memory_is_refused_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demeanor.pairs.store.MAX_PAIRS", 20)
+    file = write(tmp_path / "one.jsonl", 1000)
+    with pytest.raises(PairsError, match=r"one.jsonl: more than 20 pairs .* -- give --limit"):
+        PairStore.collect([file], tmp_path)
+    assert len((tmp_path / "pairs.jsonl").read_bytes().splitlines()) == 21
+    assert len(PairStore.collect([file], tmp_path, limit=20)) == 20

@@ -18,8 +18,9 @@ class Progress:
         """One line for the user."""
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
-        """A progress bar over `total` items; call what it yields with the number done and figures to show."""
+    def bar(self, label: str, total: int | None) -> Iterator[Advance]:
+        """A progress bar over `total` items, None where nobody knows; call what it yields with the number done and
+        figures to show."""
         yield lambda done_now=1, **figures: None
 
 
@@ -36,6 +37,6 @@ class Named(Progress):
         self._progress.say(line)
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
+    def bar(self, label: str, total: int | None) -> Iterator[Advance]:
         with self._progress.bar(self._label, total) as advance:
             yield advance

@@ -50,7 +50,8 @@ class PreferencePair(Record):
     """A prompt x with the reply that won (y_w) and the one that lost (y_l). A tie is not a pair.
 
     A reply that was labelled on its own, good (y_w) or bad (y_l), has "" on the other side. `id` depends on the texts
-    alone. `row` is the row of `source` it was read from, counted from 1; `attack` names the family of the attack that
+    alone. `row` is the row of `source` it was read from, counted from 1; `origin` is what the row itself calls its
+    source, as rows of a set do that was put together from several; `attack` names the family of the attack that
     the prompt is, `cluster` the group of prompts that count as one draw (wrappers around one question, say),
     `annotator` who compared the replies. `confidence`, how sure the label is, is kept; no loss uses it. Pairs made of
     one ranked list have the same `list_id`, and `weight` is how much one of them counts beside the others of its list
@@ -70,6 +71,7 @@ class PreferencePair(Record):
     weight: float = 1.0
     annotator: str | None = None
     cluster: str | None = None
+    origin: str | None = None
 
     @classmethod
     def make(cls, prompt: tuple[Message, ...], chosen: str, rejected: str, **more: Any) -> PreferencePair:

@@ -166,14 +166,27 @@ class Workspace:
                 remedy="give another --out",
             ) from None
 
+    def check_writable(self) -> None:
+        """Refuse a folder that cannot be written, before long work whose result it is to hold; nothing is made.
+
+        Raises:
+            RunFolderError: it is a file, or lies in one, or in a folder that takes no files.
+        """
+        folder = self.folder.resolve()
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        what = "Permission denied" if there.is_dir() else "is no folder" if there == folder else f"{there} is no folder"
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise RunFolderError(f"cannot be written: {what}", where=str(self), remedy="give another --out")
+
     def check_curated(self) -> None:
         """Refuse a folder that cannot become one of curated pairs.
 
         Raises:
             RunFolderError: it is a file, or holds what no curated set holds.
         """
+        self.check_writable()
         folder = self.folder.resolve()
-        if not folder.name or (folder.exists() and not folder.is_dir()):
+        if not folder.name:
             raise RunFolderError("is no folder of curated pairs", where=str(self), remedy="give another --out")
         known = {self.curated_train, self.curated_heldout, self.dropped, self.altered, self.curated}
         strange = sorted(set(self.folder.iterdir()) - known) if folder.exists() else []

@@ -16,13 +16,14 @@ import numpy as np
 
 from demeanor.audit.check import Check, Context, Found, Look, Scope, limits_of
 from demeanor.audit.checks import CHECKS
+from demeanor.audit.origins import joined, origins
 from demeanor.errors import InputError, one_line
 from demeanor.faults import nearest
 from demeanor.pairs import PairStore
 from demeanor.progress import Progress
 from demeanor.records import SEVERITIES, Example, Finding, PreferencePair
 
-__all__ = ["CHECKS", "Audit", "Scope", "audit_pairs"]
+__all__ = ["CHECKS", "Audit", "Scope", "audit_pairs", "chosen_checks"]
 
 BLOCK = 500  # pairs that are looked at in one go
 NUM_EXAMPLES = 5
@@ -85,16 +86,14 @@ def audit_pairs(
     limits = limits_of(CHECKS, {**(scope.contract.audit if scope.contract else {}), **scope.limits})
     scope = Scope(**{**vars(scope), "limits": limits})
     looks = list(dict.fromkeys(look for check in checks for look in check.looks))
-    seen = look_at(store, [_origins, *looks], scope, progress, workers)
-    origins = seen.pop(_origins)
-    source_names, sources = _joined([block[0] for block in origins])
-    behaviour_names, behaviours = _joined([block[1] for block in origins])
+    seen = look_at(store, [origins, *looks], scope, progress, workers)
+    of = joined(seen.pop(origins))
     findings: list[Finding] = []
     flagged: dict[tuple[str, str], np.ndarray] = {}
     with progress.bar("finding", len(checks)) as advance:
         for check in checks:
             context = Context(
-                store, scope, seen, limits[check.name], sources, behaviours, source_names, behaviour_names
+                store, scope, seen, limits[check.name], of.sources, of.behaviours, of.source_names, of.behaviour_names
             )
             for found in check.find(context):
                 findings.append(_finding(check, found, store))
@@ -176,24 +175,6 @@ def _look_at_block(store: PairStore, looks: Sequence[Look], scope: Scope, start:
 def _num_cores() -> int:
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-Named = tuple[list[str], np.ndarray]  # different names, and for each pair the place of its own
-
-
-def _origins(pairs: Sequence[PreferencePair], scope: Scope) -> tuple[Named, Named]:
-    return _numbered([pair.source for pair in pairs]), _numbered([pair.behaviour or "" for pair in pairs])
-
-
-def _numbered(names: Sequence[str]) -> Named:
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return list(numbers), np.fromiter((numbers[name] for name in names), np.int32, len(names))
-
-
-def _joined(blocks: Sequence[Named]) -> Named:
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for names, _ in blocks for name in names))}
-    parts = [np.array([numbers[name] for name in names], np.int32)[codes] for names, codes in blocks]
-    return list(numbers), np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
 def _finding(check: Check, found: Found, store: PairStore) -> Finding:

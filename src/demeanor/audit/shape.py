@@ -98,7 +98,10 @@ def _unusable(context: Context) -> Iterable[Found]:
     store, num_rows = context.store, sum(context.store.sources.values())
     for reason, count in store.dropped.most_common():
         share = count / num_rows
-        first = ", ".join(f"row {row.row} of {row.source}" for row in store.examples[reason])
+        rows = store.examples[reason]
+        first = ", ".join(f"row {row.row} of {row.source}" for row in rows)
+        if len(store.sources) == 1:
+            first = f"row{'s' * (len(rows) > 1)} {', '.join(str(row.row) for row in rows)}"
         yield Found(
             kind=reason.replace(" ", "_"),
             severity="blocks" if share > context.limits["max_unusable"] else "warns",

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from demeanor.workspace import Workspace
 
 _COLOURS = {"blocks": "bold red", "warns": "yellow", "informs": "cyan"}
-_TOLD = {"blocks": "findings that block", "warns": "warnings", "informs": "to know"}
+_TOLD = {  # of one, and of any other number
+    "blocks": ("finding that blocks", "findings that block"),
+    "warns": ("warning", "warnings"),
+    "informs": ("to know", "to know"),
+}
 
 
 def command(
@@ -54,7 +58,7 @@ def command(
     import tempfile
     from functools import partial
 
-    from demeanor.audit import CHECKS, Scope, audit_pairs
+    from demeanor.audit import CHECKS, Scope, audit_pairs, chosen_checks
     from demeanor.cli.console import print_json
     from demeanor.curate.decisions import read_decisions
     from demeanor.curate.mend import decided
@@ -62,6 +66,7 @@ def command(
     from demeanor.measure.margins import pair_margins
     from demeanor.model import find_model
     from demeanor.pairs import PairStore
+    from demeanor.workspace import Workspace
 
     if list_checks:
         for check in CHECKS:
@@ -69,6 +74,9 @@ def command(
             for name, (value, about) in check.limits.items():
                 print(f"    audit.{check.name}.{name} = {value:g}: {about}")
         return
+    Workspace(out).check_writable()  # before the work, not after it
+    chosen_checks(only or (), skip or ())
+    known = read_decisions(decisions) if decisions is not None else None
     progress = common.console()
     promised = common.contract_given(contract, settings)
     named = list(sources or (promised.data.pairs if promised else ()))
@@ -78,16 +86,17 @@ def command(
     asked = partial(pair_margins, found, promised) if found else None
     scope = Scope(promised, found, tuple(heldout or ()), tuple(benchmark or ()), margins=asked)
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
-        store = PairStore.collect(map(common.pairs_file, named), Path(folder), split=split, limit=limit)
-        if decisions is not None:
-            store = decided(store, read_decisions(decisions), progress)
+        files = [common.pairs_file(name) for name in named]
+        store = PairStore.collect(files, Path(folder), split=split, limit=limit, progress=progress)
+        if known is not None:
+            store = decided(store, known, progress)
         audit = audit_pairs(store, scope, only=only or (), skip=skip or (), progress=progress)
         workspace = write_findings(audit, store, out, scope.confidence)
-    progress.say(f"findings: {workspace.findings_page}")
     if as_json:
         print_json(audit.to_json())
     else:
         print_table(audit)
+    progress.say(f"all of it, with plots and remedies: {workspace.findings_page}")
     raise typer.Exit(1 if audit.blocks else 0)
 
 
@@ -117,36 +126,43 @@ def write_findings(audit: Audit, store: PairStore, folder: Path, confidence: flo
         workspace.write_text(workspace.findings_page, page)
         workspace.write_lines(workspace.flagged, audit.flags(store))
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror or one_line(error)}", where=str(folder)) from None
+        what = f"cannot be written: {error.strerror or one_line(error)}"
+        raise InputError(what, where=str(folder), remedy="give another --out") from None
     return workspace
 
 
 def print_table(audit: Audit) -> None:
-    """A row a finding, then what it comes to."""
+    """What is good to know in short; then a row a finding that blocks or warns, next to the prompt where it is seen."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from demeanor.report.findings import estimate_words
+    from demeanor.report.words import plural
 
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = max(console.width, 130)
-    title = f"{audit.num_pairs:,} pairs of {audit.num_rows:,} rows"
-    table = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
+    known = Table(title="to know", title_justify="left", title_style="bold", box=None, show_header=False)
+    grave = Table(title="to look at", title_justify="left", title_style="bold", show_lines=True)
+    known.add_column(no_wrap=True)
+    known.add_column()
     for name in ("", "check", "finding", "remedy"):
-        table.add_column(name, ratio={"finding": 3, "remedy": 2}.get(name))
+        grave.add_column(name, ratio={"finding": 3, "remedy": 2}.get(name))
     for finding in audit.findings:
         colour = _COLOURS[finding.severity]
-        rows = ", ".join(str(example.row) for example in finding.examples)
+        check = escape(finding.check) + (f"\n[dim]{escape(finding.group)}[/dim]" if finding.group else "")
         lines = [finding.what, f"{finding.measure}: {' '.join(estimate_words(finding.estimate))}"]
+        if finding.severity == "informs":
+            known.add_row(f"[{colour}]{check}[/{colour}]", f"{escape(lines[0])} [dim]({escape(lines[1])})[/dim]")
+            continue
+        rows = ", ".join(str(example.row) for example in finding.examples)
         lines += [f"rows {rows}{', ...' if finding.num_pairs > len(finding.examples) else ''}"] if rows else []
-        table.add_row(
-            f"[{colour}]{finding.severity}[/{colour}]",
-            escape(finding.check) + (f"\n[dim]{escape(finding.group)}[/dim]" if finding.group else ""),
-            escape("\n".join(lines)),
-            escape(finding.remedy),
-        )
-    console.print(table)
+        severity = f"[{colour}]{finding.severity}[/{colour}]"
+        grave.add_row(severity, check, escape("\n".join(lines)), escape(finding.remedy))
+    for table in (known, grave):
+        if table.row_count:
+            console.print(table)
     counts = audit.to_json()["counts"]
-    console.print(", ".join(f"{counts[kind]} {_TOLD[kind]}" for kind in counts), markup=False)
+    told = ", ".join(plural(counts[kind], *_TOLD[kind]) for kind in counts)
+    console.print(f"{plural(audit.num_pairs, 'pair')} of {plural(audit.num_rows, 'row')}: {told}", markup=False)

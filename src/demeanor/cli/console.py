@@ -39,6 +39,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else each try to reach the Hub is told twice
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
     import warnings
@@ -65,15 +66,18 @@ class ConsoleProgress(Progress):
         self.console.print(f"  {line}", markup=False)
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    def bar(self, label: str, total: int | None) -> Iterator[Advance]:
+        from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
         started, last = time.time(), {"figures": ""}
-        columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"))
-        more = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+        columns: list[ProgressColumn] = [TextColumn("  {task.description}"), BarColumn(bar_width=24)]
+        if total is not None:
+            columns += [TextColumn("{task.percentage:>3.0f}%"), TextColumn("left"), TimeRemainingColumn()]
+        columns += [TimeElapsedColumn(), TextColumn("{task.fields[figures]}")]
         shown: dict[str, str] = {}
-        with Bars(*columns, *more, console=self.console, transient=True, refresh_per_second=4) as bars:
+        hidden = not self.console.is_terminal  # it would leave an empty line
+        with Bars(*columns, console=self.console, transient=True, refresh_per_second=4, disable=hidden) as bars:
             task = bars.add_task(label, total=total, figures="")
 
             def advance(done_now: int = 1, **figures: Any) -> None:

@@ -72,7 +72,8 @@ def command(
     scope = Scope(promised, find_model(model) if model else None)
     known = read_decisions(decisions) if decisions.exists() else {}
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
-        store = PairStore.collect(map(common.pairs_file, sources), Path(folder), split=split, limit=limit)
+        files = [common.pairs_file(name) for name in sources]
+        store = PairStore.collect(files, Path(folder), split=split, limit=limit, progress=progress)
         pairs = decided(store, known, progress)
         if before is None:
             audit = audit_pairs(pairs, scope, only=checks, progress=progress)

@@ -32,7 +32,7 @@ from demeanor.curate.steps import LENGTH, Sides, choose
 from demeanor.curate.traits import Lengths, Traits, lengths_of, traits_of
 from demeanor.curate.write import write_curated
 from demeanor.pairs import PairStore
-from demeanor.pairs.files import source_name
+from demeanor.pairs.files import source_names
 from demeanor.progress import Progress
 from demeanor.workspace import Workspace, file_sha256
 
@@ -97,7 +97,7 @@ def curate_pairs(
     decisions = settings.read_decisions()
     Workspace(out).check_curated()  # before the work, not after it
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
-        store = PairStore.collect(sources, Path(folder), split=split, limit=limit)
+        store = PairStore.collect(sources, Path(folder), split=split, limit=limit, progress=progress)
         mended = mend(store, decisions, settings.private, settings.kinds, progress, workers)
         before = traits_of(store, settings.unit, settings.model, progress, workers)
         same = not (mended.steps or mended.reasons)
@@ -110,7 +110,7 @@ def curate_pairs(
         notes = [decisions_in_words(decisions, mended.used)] if decisions else []
         curated = Curated(
             settings={**settings.to_json(), "split": split, "limit": limit},
-            sources=[_source(store, source) for source in sources],
+            sources=[_source(store, *named) for named in zip(sources, source_names(sources), strict=True)],
             rows=sum(store.sources.values()),
             pairs_sha256=file_sha256(store.file),
             steps={"read": len(store), **sides.steps},
@@ -130,9 +130,9 @@ def curate_pairs(
     return curated
 
 
-def _source(store: PairStore, source: str | Path) -> dict[str, Any]:
+def _source(store: PairStore, source: str | Path, name: str) -> dict[str, Any]:
     """What was read, without where it lies on this machine; the digest of a file."""
-    name, path = source_name(source), Path(source).expanduser()
+    path = Path(source).expanduser()
     return {"name": name, "shape": store.shapes[name], "sha256": file_sha256(path) if path.is_file() else None}
 
 

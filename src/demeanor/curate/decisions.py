@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from demeanor.errors import InputError, one_line
 from demeanor.pairs.reasons import EMPTY_PROMPT, EMPTY_REPLY, IDENTICAL, NOT_UNICODE
@@ -83,16 +84,12 @@ def read_decisions(file: Path) -> dict[str, Decision]:
         if not line.strip():
             continue
         try:
-            decision = Decision.from_json(json.loads(line))
-            fault = _fault(decision)
-        except (ValueError, TypeError, RecursionError) as error:
-            if number == len(lines):  # no line end: cut off while it was written
+            decision = _decision_of(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and not isinstance(error, _NoDecision):  # cut off while it was written
                 break
-            fault = one_line(error, 100)
-        if fault:
-            raise InputError(
-                f"is no decision: {fault}", where=f"{file}, line {number}", remedy="correct the line, or take it out"
-            )
+            what = "is no decision: " + (one_line(error, 100) if isinstance(error, _NoDecision) else "not JSON")
+            raise InputError(what, where=f"{file}, line {number}", remedy="correct the line, or take it out") from None
         if decision.decision == UNDO:
             decisions.pop(decision.id, None)
         else:
@@ -142,10 +139,22 @@ def _behind_the_last(file: FileIO) -> bytes:
     return b"\n"
 
 
-def _fault(decision: Decision) -> str:
-    if not isinstance(decision.id, str) or decision.decision not in DECISIONS:
-        return f"`decision` must be one of {', '.join(DECISIONS)}"
-    changed = decision.changed
+class _NoDecision(ValueError):
+    """It says in plain words what is wrong with a line."""
+
+
+def _decision_of(said: Any) -> Decision:
+    if not isinstance(said, dict):
+        raise _NoDecision("not a JSON object")
+    if strange := sorted(said.keys() - {item.name for item in fields(Decision)}):
+        raise _NoDecision(f"no key is called {strange[0]!r}; there are id, decision and changed")
+    if not isinstance(said.get("id"), str):
+        raise _NoDecision("`id` must be that of a pair")
+    if said.get("decision") not in DECISIONS:
+        raise _NoDecision(f"`decision` must be one of {', '.join(DECISIONS)}")
+    changed = said.get("changed", {})
     if not isinstance(changed, dict) or not all(k in EDITED and isinstance(v, str) for k, v in changed.items()):
-        return f"`changed` takes texts by the names {', '.join(EDITED)}"
-    return "an edit needs `changed`" if decision.decision == EDIT and not changed else ""
+        raise _NoDecision(f"`changed` takes texts by the names {', '.join(EDITED)}")
+    if said["decision"] == EDIT and not changed:
+        raise _NoDecision("an edit needs `changed`")
+    return Decision.from_json(said)

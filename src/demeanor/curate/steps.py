@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,6 +19,12 @@ from demeanor.errors import PairsError
 from demeanor.progress import Progress
 
 CONFLICT, LENGTH = "conflict", "length balance"
+_LEAVE_OUT = {
+    "review and private data": "--private keep",
+    "conflicts": "--conflicts keep",
+    "duplicates": "--near 0",
+    "length balance": "--balance none",
+}
 
 
 @dataclass(frozen=True)
@@ -102,9 +109,11 @@ def _like(mended: Mended, place: int) -> str:
 
 def _refuse_no_training(steps: dict[str, int]) -> None:
     told = ", ".join(f"{count:,} after {step}" for step, count in steps.items())
+    lost = {step: before - after for (_, before), (step, after) in pairwise(steps.items())}
+    step = max(lost, key=lambda name: lost[name]) if any(lost.values()) else next(iter(steps))
+    leave = "--heldout 0" if list(steps.values())[-1] else _LEAVE_OUT[step]
     raise PairsError(
-        f"no pair would be left to train on ({told})",
-        remedy="bring more pairs, or leave a step out: --private keep, --conflicts keep, --balance none",
+        f"no pair would be left to train on ({told})", remedy=f"bring more pairs, or leave out what took them: {leave}"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from demeanor.audit import Scope, look_at
+from demeanor.audit.origins import joined, origins
 from demeanor.contract import build_contract
 from demeanor.model import ModelSource, load_tokenizer
 from demeanor.pairs import PairStore
@@ -80,15 +81,19 @@ def traits_of(
 ) -> Traits:
     """Read all pairs once, on every core; `model` is needed for lengths in tokens."""
     look = partial(_look, unit, model)
-    blocks = look_at(pairs, [look], Scope(), Named(progress or Progress(), f"lengths in {unit}"), workers)[look]
+    seen = look_at(pairs, [look, origins], Scope(), Named(progress or Progress(), f"lengths in {unit}"), workers)
+    blocks, of = seen[look], joined(seen[origins])
     columns = {
         name: [block[name] for block in blocks] for name in (blocks[0] if blocks else _look(unit, None, (), Scope()))
     }
     arrays = {name: np.concatenate(column) if column else np.empty(0) for name, column in columns.items()}
-    source_names, sources = np.unique(arrays.pop("source"), return_inverse=True)
-    behaviour_names, behaviours = np.unique(arrays.pop("behaviour"), return_inverse=True)
-    names = (source_names.tolist(), behaviour_names.tolist())
-    return Traits(**arrays, sources=sources, behaviours=behaviours, source_names=names[0], behaviour_names=names[1])
+    return Traits(
+        **arrays,
+        sources=of.sources.astype(np.int64),
+        behaviours=of.behaviours.astype(np.int64),
+        source_names=of.source_names,
+        behaviour_names=of.behaviour_names,
+    )
 
 
 def lengths_of(traits: Traits, places: np.ndarray, confidence: float) -> list[Lengths]:
@@ -122,8 +127,6 @@ def _look(unit: str, model: ModelSource | None, pairs: Sequence[PreferencePair],
     lengths = [measure(pair.chosen) - measure(pair.rejected) for pair in pairs]
     columns["difference"] = np.array(lengths, np.int64)
     columns["weight"] = np.array([1.0 if pair.confidence is None else pair.confidence for pair in pairs], np.float64)
-    columns["source"] = np.array([pair.source for pair in pairs], dtype=np.str_)
-    columns["behaviour"] = np.array([pair.behaviour or "" for pair in pairs], dtype=np.str_)
     return columns
 
 

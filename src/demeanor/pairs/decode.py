@@ -46,6 +46,7 @@ _SPLITS = ("train", "test", "validation")
 MAX_ROW = 1 << 26  # bytes of a line, characters of an item or a cell: 64 Mi
 MAX_OBJECT = 1 << 29  # characters: 512 Mi
 _CHUNK = 1 << 16
+_MAX_BLANK = 10_000  # lines before the first that says something, or between it and the next
 _ROWS_REMEDY = "give JSON lines, a JSON array, CSV with a header row, or Parquet"
 
 
@@ -127,7 +128,7 @@ def _lines(stream: Any, where: str) -> Iterator[str]:
 
 
 def _read_text(lines: Iterator[str], where: str, split: str) -> Iterator[Any]:
-    start = _to_next_full_line(lines)
+    start = _to_next_full_line(lines, where)
     if not start or not start[-1].strip():
         raise PairsError("is empty", where=where, remedy=_ROWS_REMEDY)
     if start[-1].lstrip()[0] in "{[":
@@ -137,7 +138,7 @@ def _read_text(lines: Iterator[str], where: str, split: str) -> Iterator[Any]:
 
 def _read_json(start: list[str], lines: Iterator[str], where: str, split: str) -> Iterator[Any]:
     """JSON lines when the first line is a value and another follows, or when the second one alone is an object."""
-    more = _to_next_full_line(lines)
+    more = _to_next_full_line(lines, where, "holds")
     follows = bool(more) and bool(more[-1].strip())
     first_is_value = _is_json(start[-1])
     array_or_object = start[-1].lstrip()[0]
@@ -305,7 +306,7 @@ def _unwrap(value: Any, where: str, split: str) -> list[Any]:
 def _read_table(lines: Iterable[str], where: str) -> Iterator[Any]:
     csv.field_size_limit(MAX_ROW)  # replies are longer than the 128 KiB of the default
     lines = iter(lines)
-    start = _to_next_full_line(lines)
+    start = _to_next_full_line(lines, where)
     delimiter = max(",\t;", key=start[-1].count)  # the first of equals
     reader = csv.reader(chain(start[-1:], lines), delimiter=delimiter, strict=True)
     row_start = len(start)  # the line of the file on which the row begins
@@ -326,10 +327,13 @@ def _read_table(lines: Iterable[str], where: str) -> Iterator[Any]:
         raise PairsError(what, where=f"{where}, line {row_start}", remedy="check the quotes of that row") from None
 
 
-def _to_next_full_line(lines: Iterator[str]) -> list[str]:
-    """Draw lines up to and with the first that is not blank."""
+def _to_next_full_line(lines: Iterator[str], where: str, how: str = "begins with") -> list[str]:
+    """Draw lines up to and with the first that is not blank; of blanks no more than memory takes."""
     drawn: list[str] = []
     for line in lines:
+        if not line.strip() and (len(drawn) >= _MAX_BLANK or len(line) >= _CHUNK):
+            what = f"{how} more than {_MAX_BLANK:,} blank lines, or one of {_CHUNK >> 10} KiB"
+            raise PairsError(what, where=where, remedy="check the file, or take them out")
         drawn.append(line)
         if line.strip():
             break

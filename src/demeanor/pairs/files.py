@@ -7,7 +7,7 @@ numbered through, files in the order of their paths. What exists on the disk is 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,23 @@ def source_name(source: str | Path) -> str:
     return path.resolve().name if _exists(path, str(source)) else str(source)
 
 
+def source_names(sources: Sequence[str | Path]) -> list[str]:
+    """The name of each, in order: `source_name`, and where files of several folders share it, as much of their paths
+    as tells them apart (harmless/train.jsonl, helpful/train.jsonl)."""
+    plain = [(source_name(source), Path(source).expanduser().resolve()) for source in sources]
+    names = []
+    for name, path in plain:
+        others, size = [other for own, other in plain if own == name and other != path], 1
+        while any(other.parts[-size:] == path.parts[-size:] for other in others):
+            size += 1
+        names.append(name if size == 1 else Path(*path.parts[-size:]).as_posix())
+    return names
+
+
 def _values(source: str | Path, split: str) -> Iterator[Any]:
     where, path = str(source), Path(source).expanduser()
+    if not where.strip():
+        raise PairsError("no pairs were named: the name is empty", remedy="name a file, a folder or a Hub id")
     if not _exists(path, where):
         if not is_hub_id(where):
             raise PairsError("no such file or folder", where=where, remedy=_nearest(path))

@@ -34,6 +34,7 @@ from demeanor.pairs.turns import Turns
 from demeanor.records import DroppedRow, PreferencePair, content_id
 
 MAX_EXCERPT = 200  # characters of a dropped row
+MAX_NAME = 100  # characters of a row's own source
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ def read_pairs(
 class iter_pairs:  # noqa: N801 - a verb: it is called like a function
     """`read_pairs` as a stream: every row as a pair, several of them, or a dropped row, in the order of the source.
 
+    The pairs' `source` is `name`, by default `files.source_name`'s.
     `name` and `shape` are known before the first row is drawn; `num_rows`, `num_lists` and `num_ties` count those that
     were. When all rows are drawn and none was a pair, it raises.
     """
@@ -122,10 +124,11 @@ class iter_pairs:  # noqa: N801 - a verb: it is called like a function
         labelled: bool = False,
         ranked: Literal["all", "best"] = "all",
         ranked_weights: Literal["even", "gap"] = "even",
+        name: str | None = None,
     ) -> None:
         self._ranked = ranked, ranked_weights
         self.num_rows = self.num_lists = self.num_ties = 0
-        self.where, self.name, self._behaviour = str(source), source_name(source), behaviour
+        self.where, self.name, self._behaviour = str(source), name or source_name(source), behaviour
         if limit is not None and limit < 1:
             raise PairsError(f"cannot read at most {limit} rows", where=self.where, remedy="give a limit of 1 or more")
         rows = islice(read_values(source, split=split), limit)
@@ -186,6 +189,7 @@ def _read_row(
         "attack": read_label(row, "attack"),
         "annotator": read_label(row, "annotator"),
         "cluster": read_label(row, "cluster"),
+        "origin": _origin(row),
     }
     if isinstance(reader, PairReader):
         prompt, chosen, rejected = reader.to_pair(row)
@@ -204,6 +208,12 @@ def _read_row(
         else:
             pairs.append(PreferencePair.make(found.prompt, chosen, rejected, **labels, weight=weight))
     return _Made(pairs, list(dict.fromkeys(reasons)), num_ties)
+
+
+def _origin(row: dict[str, Any]) -> str | None:
+    """What the row calls its source; a text is no name."""
+    name = read_label(row, "origin") or read_label(row, "source")
+    return name if name is not None and len(name) <= MAX_NAME else None
 
 
 def _list_id(found: ranked_lists.RankedList, name: str, number: int) -> str:

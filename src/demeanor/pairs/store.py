@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import overload
 
 from demeanor.errors import PairsError
+from demeanor.pairs.files import source_names
 from demeanor.pairs.read import iter_pairs
+from demeanor.progress import Progress
 from demeanor.records import DroppedRow, PreferencePair
 
+MAX_PAIRS = 1_000_000  # what is kept of each pair beside its texts, about 1.3 KB in an audit, stays in memory
 NUM_EXAMPLES = 5  # dropped rows that are kept of each reason
 
 
@@ -47,20 +50,30 @@ class PairStore(Sequence[PreferencePair]):
         behaviour: str | None = None,
         split: str = "train",
         limit: int | None = None,
+        progress: Progress | None = None,
     ) -> PairStore:
         """Read all pairs of `sources` into `folder`, which exists; at most `limit` rows of each.
 
+        Sources are told apart by as much of their paths as it takes.
+
         Raises:
-            PairsError: a source cannot be read, or holds no usable row.
+            PairsError: a source cannot be read, or holds no usable row; or there are more than MAX_PAIRS.
         """
-        store = cls(folder)
+        store, progress, sources = cls(folder), progress or Progress(), list(sources)
         with store._writing() as write:
-            for source in sources:
-                rows = iter_pairs(source, behaviour=behaviour, split=split, limit=limit)
-                store.shapes[rows.name] = rows.shape
-                store.sources.setdefault(rows.name, 0)
-                for row in rows:
-                    write(row)
+            for source, name in zip(sources, source_names(sources), strict=True):
+                with progress.bar(f"reading {name}", None) as advance:
+                    rows = iter_pairs(source, behaviour=behaviour, split=split, limit=limit, name=name)
+                    store.shapes[name] = rows.shape
+                    store.sources.setdefault(name, 0)
+                    for number, row in enumerate(rows):
+                        write(row)
+                        if len(store) > MAX_PAIRS:
+                            what = f"more than {MAX_PAIRS:,} pairs are more than memory may take"
+                            raise PairsError(what, where=name, remedy="give --limit, or take a part at a time")
+                        if number % 1000 == 0:
+                            advance(1000, pairs=f"{len(store):,}")
+                    advance(0, pairs=f"{len(store):,}")
         if not store.sources:
             raise PairsError("no pairs were named", remedy="name a file, a folder or a Hub id")
         return store

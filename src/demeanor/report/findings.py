@@ -23,6 +23,7 @@ from demeanor.visible import visible
 WIDTH, HEIGHT, ROW = 480, 150, 22  # CSS pixels of a histogram, and of a bar's row
 MOST_BARS = 12
 WORDS = {"blocks": "blocks", "warns": "warning", "informs": "to know"}
+TITLES = {"blocks": "Blocking", "warns": "Warnings", "informs": "To know"}
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,15 @@ def findings_page(
         checks: (name, what it looks for) of every check that was run, in order; one without a finding says so.
         title: what was audited.
     """
-    counts = {WORDS[kind]: sum(finding.severity == kind for finding in findings) for kind in SEVERITIES}
+    counts = {TITLES[kind]: sum(finding.severity == kind for finding in findings) for kind in SEVERITIES}
     shown = [
         (name, about, [_finding_view(finding) for finding in findings if finding.check == name])
         for name, about in checks
     ]
-    blocking = counts[WORDS["blocks"]]
     view = View(
         title,
         _headline(findings),
-        bool(blocking),
+        counts[TITLES["blocks"]] > 0,
         num_pairs,
         num_rows,
         confidence,
@@ -86,12 +86,12 @@ def findings_page(
 
 def estimate_words(estimate: Estimate) -> tuple[str, str]:
     """(value, interval with n) of any estimate; shares between 0 and 1 are told as they are, with three digits."""
+    unscored = f", {estimate.unscored:,} unscored" if estimate.unscored else ""
     if estimate.value is None:
-        return "not shown", f"n {estimate.n:,}"
+        return "not shown", f"n {estimate.n:,}{unscored}"
     ends = ""
     if estimate.low is not None and estimate.high is not None:
         ends = f"[{_figure(estimate.low)}, {_figure(estimate.high)}], "
-    unscored = f", {estimate.unscored:,} unscored" if estimate.unscored else ""
     return _figure(estimate.value), f"{ends}n {estimate.n:,}{unscored}"
 
 
@@ -104,7 +104,8 @@ def _figure(value: float) -> str:
 def _headline(findings: Sequence[Finding]) -> str:
     by = {kind: [finding for finding in findings if finding.severity == kind] for kind in SEVERITIES}
     if by["blocks"]:
-        rest = f", and {plural(len(by['blocks']) - 1, 'other finding')} that blocks" if len(by["blocks"]) > 1 else ""
+        more = plural(len(by["blocks"]) - 1, "other finding that blocks", "other findings that block")
+        rest = f", and {more}" if len(by["blocks"]) > 1 else ""
         return f"{by['blocks'][0].what}{rest}."
     if by["warns"]:
         return f"Nothing blocks a training; {plural(len(by['warns']), 'warning')} to look at first."
