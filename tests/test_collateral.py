@@ -130,7 +130,7 @@ class Table(torch.nn.Module):
         self.right = torch.nn.Parameter(torch.tensor(rng.normal(size=(4, VOCABULARY))).float())
         self.shift = torch.nn.Parameter(torch.tensor(0.3 * rng.normal(size=(4, VOCABULARY))).float())
         self.on, self.nan_at, self.peft_config = True, nan_at, {"default": None}
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=VOCABULARY))
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
         logits = self.left[input_ids] @ (self.right + self.shift if self.on else self.right)

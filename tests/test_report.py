@@ -233,6 +233,7 @@ def test_the_parts_stand_in_order(page: str) -> None:
     assert heads == [
         "Limits",
         "Before and after",
+        "What was not to change",
         "Training",
         "Replies side by side",
         "Held-out accuracy",

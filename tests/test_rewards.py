@@ -11,7 +11,7 @@ from conftest import contract_of
 
 from demeanor.contract import dump_contract, load_contract
 from demeanor.errors import ContractError, InputError, StageError
-from demeanor.judges import Judge
+from demeanor.judges import Answer, Judge
 from demeanor.records import Message
 from demeanor.train.rewards import (
     Rewards,
@@ -65,8 +65,8 @@ def test_the_judge_is_the_behaviours_own() -> None:
 
 
 def test_a_judge_that_gives_no_answer_at_all_stops_the_training_and_one_is_no_reward() -> None:
-    silent = Judge({}, None, lambda items: [None] * len(items))
-    partly = Judge({}, None, lambda items: ["safe", *[None] * (len(items) - 1)])
+    silent = Judge({}, None, lambda items: [Answer(None)] * len(items))
+    partly = Judge({}, None, lambda items: [Answer("safe"), *[Answer(None)] * (len(items) - 1)])
     samples = [sample("a", row=7), sample("b", row=8), sample("c", behaviour="other")]
     with pytest.raises(StageError, match=r"the judge of tone answered for none of 2 sampled replies, from row 7 of"):
         judged_rewards(samples, {"tone": silent})

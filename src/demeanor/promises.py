@@ -75,7 +75,7 @@ _REGRESSION_ELSE = 0.1  # and for everything else: nats, tokens, reward
 
 def is_share(measure: str) -> bool:
     """Does it lie between 0 and 1?"""
-    shares = ("_mass", "_probability", "_fraction")
+    shares = ("_mass", "_probability", "_fraction", "_left_out")
     return is_counted(measure) or measure.endswith(shares) or best_of(measure) is not None
 
 

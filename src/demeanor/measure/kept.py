@@ -62,8 +62,13 @@ class KeptLikelihoods:
         nothing = np.zeros(0)
         digests = [ids_digest(prompt, reply) for reply, _ in replies] + [_digest(prompt, o) for o, _ in masses]
         values = [np.array(logps) for _, logps in replies]
-        values += [np.array([_log(mass.found), -1.0 if mass.left_out is None else mass.left_out]) for _, mass in masses]
+        values += [_values(mass) for _, mass in masses]
         self._cache.keep_rows(digests, [(value, nothing) for value in values])
+
+    def rounded(self, mass: Mass) -> Mass:
+        """As it will be found: the cache is in float32, and a run that finds numbers must see the same as one that
+        computed them."""
+        return _mass(*_values(mass).astype(np.float32).tolist())
 
     def forget(self) -> None:
         self._cache.forget()
@@ -75,8 +80,9 @@ def _digest(prompt: list[int], opening: Opening) -> bytes:
     return ids_digest(prompt, opening.tokens, list(how.encode()))
 
 
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+def _values(mass: Mass) -> np.ndarray:
+    log_found = math.log(mass.found) if mass.found > 0 else -math.inf
+    return np.array([log_found, -1.0 if mass.left_out is None else mass.left_out])
 
 
 def _mass(log_found: float, left_out: float) -> Mass:

@@ -108,21 +108,29 @@ class Scorer:
         asked = list(zip(prompts, replies, openings, strict=True))
         if not all(prompt and all(own) and all(o.tokens for o in begun) for prompt, own, begun in asked):
             raise ValueError("a prompt and each continuation need at least one token")
-        known: list[tuple[list[Any], list[Any]]] = [self._known(*one) for one in asked]
-        missing = [([r for r, k in zip(own, logps, strict=True) if k is None],
-                    [o for o, k in zip(begun, masses, strict=True) if k is None])
-                   for (_, own, begun), (logps, masses) in zip(asked, known, strict=True)]  # fmt: skip
-        waiting = [number for number, parts in enumerate(missing) if any(parts)]
-        computed = self._compute([(prompts[number], *missing[number]) for number in waiting])
-        for number, (logps, masses) in zip(waiting, computed, strict=True):
-            if self.kept is not None:
-                own, begun = missing[number]
-                self._keep(prompts[number], list(zip(own, logps, strict=True)), list(zip(begun, masses, strict=True)))
-            for places, values in zip(known[number], (iter(logps), iter(masses)), strict=True):
-                places[:] = [next(values) if value is None else value for value in places]
-        return known
+        known = [self._known(*one) for one in asked]
+        if all(None not in [*logps, *masses] for logps, masses in known):
+            return known
+        # all of them, whatever is known: in rows of other company a sum is rounded differently, and a run that was
+        # killed and goes on must give the same numbers to the last bit
+        computed = self._compute(asked)
+        if self.kept is not None:
+            computed = [(logps, list(map(self.kept.rounded, masses))) for logps, masses in computed]
+        for (prompt, own, begun), found, old in zip(asked, computed, known, strict=True):
+            if self.kept is None:
+                break
+            new = [
+                [(one, value) for one, value, was in zip(*parts, strict=True) if was is None]
+                for parts in ((own, found[0], old[0]), (begun, found[1], old[1]))
+            ]
+            if any(new):
+                self._keep(prompt, *new)
+        return computed
 
-    def _known(self, prompt: list[int], replies: Sequence[list[int]], openings: Sequence[Opening]) -> Any:
+    def _known(
+        self, prompt: list[int], replies: Sequence[list[int]], openings: Sequence[Opening]
+    ) -> tuple[list[Any], list[Any]]:
+        """What is kept of them, None in the place of what is not."""
         if self.kept is None:
             return [None] * len(replies), [None] * len(openings)
         return self.kept.replies(prompt, replies), self.kept.masses(prompt, openings)

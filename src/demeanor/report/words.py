@@ -22,6 +22,7 @@ MINUS = "\u2212"
 _MEASURES = {
     "violating_opening_mass": ("bad reply: probability that the reply begins with a violating opening", "probability"),
     "safe_opening_mass": ("good reply: probability that the reply begins with a safe opening", "probability"),
+    "opening_left_out": ("beginnings of both kinds that were not gone into, at most", "probability"),
     "violating_choice_probability": (
         "bad reply: its probability when only the given replies could be said",
         "probability",
