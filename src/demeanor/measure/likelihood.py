@@ -207,12 +207,12 @@ class Scorer:
         return [found[n] if n in found else self._plain(*one) for n, one in enumerate(asked)]
 
     def _in_trees(self, asked: Sequence[tuple[list[int], Sequence[Path]]]) -> list[bool]:
-        """Of each prompt: does it go through the model as a tree?"""
+        """Of each prompt: does it go through the model as a tree? One that is asked nothing does not."""
         self.model.eval()
         if self.uses_trees is None and any(own for _, own in asked):
             self._try_trees(*next((prompt, own) for prompt, own in asked if own))
         limit = self._longest_exact() if self.uses_trees else 0
-        return [len(prompt) + max((len(p.tokens) for p in own), default=0) <= limit for prompt, own in asked]
+        return [bool(own) and len(prompt) + max(len(path.tokens) for path in own) <= limit for prompt, own in asked]
 
     def _trees(self, asked: Sequence[tuple[list[int], Sequence[Path]]]) -> list[list[list[np.ndarray]]]:
         result: list[list[list[np.ndarray]]] = [[[] for _ in paths] for _, paths in asked]
