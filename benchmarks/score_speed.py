@@ -5,9 +5,9 @@
 
 An item is a prompt of the hh-rlhf pairs (../shared; those of 100 to 400 tokens) with so many candidates: the first 3 to
 20 tokens of replies of other pairs (answers as multiple choice has them), or whole replies of 10 to 60. Both get the
-same token ids, the same model in float32 on the same cores, and take turns; lm-eval with its HFLM at the batch size
-that is fastest for it here. Prints the table and writes it, with the largest difference of a log-probability, the
-machine, the load before and after, the versions and the seed, to benchmarks/results/score_speed.json.
+same token ids, the same model in float32 on the same cores, and take turns; lm-eval with HFLM at the batch size that
+is fastest for it here. Prints the table and writes it, with the largest difference of a log-probability, the machine,
+the load before and after, the versions and the seed, to benchmarks/results/score_speed.json.
 """
 
 from __future__ import annotations
