@@ -112,8 +112,9 @@ def hold_out(
         unseen = {name for name in families if name in settings.unseen or name not in taught}
         probes = [replace(probe, unseen=True) if probe.attack in unseen else probe for probe in probes]
         notes.append(
-            f"attack families in the training pairs: {', '.join(n for n in families if n not in unseen) or 'none'}; in "
-            f"none of them: {', '.join(n for n in families if n in unseen) or 'none'}"
+            f"attack families of the probes, seen in training pairs too: "
+            f"{', '.join(n for n in families if n not in unseen) or 'none'}; unseen: "
+            f"{', '.join(n for n in families if n in unseen) or 'none'}"
         )
     _check_limits(contract, probes)
     return train, removed, probes, notes
