@@ -25,7 +25,7 @@ from benchmarks import machine
 from demeanor.cli.console import ConsoleProgress, print_verdict, quiet_libraries
 from demeanor.contract import Contract, load_contract
 from demeanor.errors import DemeanorError
-from demeanor.promises import AFTER_ONLY, family, prefill_of
+from demeanor.promises import AFTER_ONLY, of_family, prefill_of
 from demeanor.records import SIDES, Comparison, Estimate, Score, Verdict
 from demeanor.starter import starter_contract
 from demeanor.workspace import Workspace
@@ -90,7 +90,7 @@ def figures(contract: Contract, verdict: Verdict, scores: list[Score]) -> dict[s
         found[name] = {
             "plain": {m: _sides(known[m]) for m in ("violating_opening_mass", "violating_sampled_rate") if m in known},
             "prefill": {
-                kind: {str(prefill_of(c.measure)): _sides(c) for c in own if family(c.measure) == kind}
+                kind: {str(prefill_of(c.measure)): _sides(c) for c in own if of_family(c.measure) == kind}
                 for kind in KINDS
             },
             "depth": {m: known[m].after.to_json() for m in AFTER_ONLY if m in known},
