@@ -36,7 +36,7 @@ def test_of_200_simulated_runs_the_intervals_cover_93_to_97_per_cent() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 50, 200])
 def test_of_2000_simulated_runs_each_measure_covers_and_no_limit_passes_beyond_its_level(n: int) -> None:
-    counts = simulate(2000, n, resamples=2000, seed=0)  # the rows of benchmarks/results/coverage.json
+    counts = simulate(2000, n, resamples=2000, seed=0)  # as `python -m benchmarks.coverage` does
     for measure, own in counts.items():
         for side in ("after", "difference"):
             share = own[side]["covered"] / 2000
