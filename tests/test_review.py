@@ -223,6 +223,12 @@ def test_hostile_text_cannot_command_the_terminal() -> None:
 # with a terminal
 
 
+def _in_its_own_terminal() -> None:
+    """Ctrl-C goes to it, and ends it even where a shell started the tests in the background, which ignores SIGINT."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """`demeanor review` in a pseudo-terminal of its own."""
 
@@ -232,7 +238,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "demeanor", "review", *arguments],
             stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # its own terminal: Ctrl-C goes to it
+            preexec_fn=_in_its_own_terminal,
             env={**plain, "TERM": "xterm", "COLUMNS": "120", **environment},
         )  # fmt: skip
         os.close(inner)
