@@ -440,6 +440,15 @@ def test_the_head_keeps_its_digits_on_a_model_in_bfloat16(reward_run: Plan, monk
     assert torch.tensor(reward).bfloat16().float().item() != reward
 
 
+def test_the_head_keeps_its_digits_in_training_under_bfloat16(tmp_path: Path) -> None:
+    """TRL's own loss under bfloat16 is made of rewards that were rounded to two or three digits."""
+    trainer = trainer_of(PairRewardTrainer, DATA["mixed"](), tmp_path)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        rewards = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert rewards.dtype == torch.float32 and not torch.equal(rewards, rewards.bfloat16().float())
+
+
 # --- as a reward
 
 

@@ -122,7 +122,8 @@ class TreeEngine:
             found.append(self._hidden(row, np.array(places))[: len(own)])
             numbers += own
         hidden = torch.cat(found)[torch.as_tensor(np.argsort(numbers), device=input_ids.device)]
-        rewards: torch.Tensor = self.model.score(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):  # a reward in bfloat16 has two or three digits
+            rewards: torch.Tensor = self.model.score(hidden.float())
         return rewards
 
     def _score_row(self, row: Row, places: np.ndarray, targets: np.ndarray) -> TokenScores:
