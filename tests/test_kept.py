@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,31 @@ def test_what_is_new_is_computed_together_with_what_it_stood_beside(bench: Bench
     assert more > computed
     assert_same(found, wanted)
     assert bench.measure()[1] == 0
+
+
+def test_a_run_that_finds_a_part_says_what_the_next_run_will_find(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, calls = Scorer._compute, []
+
+    def rounded_otherwise(self: Scorer, asked: Any) -> Any:
+        """As in rows of other company, only more."""
+        calls.append(1e-3 * len(calls))
+        return [
+            (
+                [[value - calls[-1] for value in path] for path in logps],
+                [replace(mass, found=mass.found * (1 - calls[-1])) for mass in masses],
+            )
+            for logps, masses in compute(self, asked)
+        ]
+
+    monkeypatch.setattr(Scorer, "_compute", rounded_otherwise)
+    before, _ = bench.measure()
+    monkeypatch.setattr(bench, "openings", [[*own, Opening((9, 8))] for own in bench.openings])
+    found, more = bench.measure()
+    assert more > 0 and len(calls) == 2
+    assert [masses[:2] for _, masses in found] == [masses for _, masses in before]
+    assert bench.measure() == (found, 0)
 
 
 @pytest.mark.parametrize("change", [{"weights": "other"}, {"dtype": "bfloat16"}])

@@ -114,18 +114,18 @@ class Scorer:
         # all of them, whatever is known: in rows of other company a sum is rounded differently, and a run that was
         # killed and goes on must give the same numbers to the last bit
         computed = self._compute(asked)
-        if self.kept is not None:
-            computed = [(logps, list(map(self.kept.rounded, masses))) for logps, masses in computed]
-        for (prompt, own, begun), found, old in zip(asked, computed, known, strict=True):
+        result = []
+        for (prompt, own, begun), (logps, masses), (old_logps, old_masses) in zip(asked, computed, known, strict=True):
             if self.kept is None:
-                break
-            new = [
-                [(one, value) for one, value, was in zip(*parts, strict=True) if was is None]
-                for parts in ((own, found[0], old[0]), (begun, found[1], old[1]))
-            ]
-            if any(new):
-                self._keep(prompt, *new)
-        return computed
+                result.append((logps, masses))
+                continue
+            masses = list(map(self.kept.rounded, masses))
+            new_replies, new_masses = _new(own, old_logps, logps), _new(begun, old_masses, masses)
+            if new_replies or new_masses:
+                self._keep(prompt, new_replies, new_masses)
+            # what was kept stays, and is what this run says too: the next one finds it
+            result.append((_first(old_logps, logps), _first(old_masses, masses)))
+        return result
 
     def _known(
         self, prompt: list[int], replies: Sequence[list[int]], openings: Sequence[Opening]
@@ -403,6 +403,14 @@ def _chosen(logits: torch.Tensor, places: list[int], wanted: Sequence[Sequence[i
     log_normalisers = torch.logsumexp(logits.float(), dim=-1)
     values = (logits[which, tokens].float() - log_normalisers[which]).cpu().numpy()
     return np.split(values, np.cumsum(sizes)[:-1])
+
+
+def _new(asked: Sequence[Any], known: Sequence[Any], computed: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return [(one, new) for one, old, new in zip(asked, known, computed, strict=True) if old is None]
+
+
+def _first(known: Sequence[Any], computed: Sequence[Any]) -> list[Any]:
+    return [new if old is None else old for old, new in zip(known, computed, strict=True)]
 
 
 def _mean_difference(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> float:
