@@ -9,7 +9,7 @@ forgotten, and one line says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from demeanor.records import content_id
 from demeanor.train.reference import ReferenceCache, ids_digest
 
 VERSION = 1  # of what is kept
+
+# a prompt, replies with their per-token log-probabilities, openings with their masses
+Found = tuple[list[int], Sequence[tuple[list[int], list[float]]], Sequence[tuple[Opening, Mass]]]
 
 
 class KeptLikelihoods:
@@ -51,19 +54,18 @@ class KeptLikelihoods:
         self.num_found += sum(row is not None for row in found)
         return [None if row is None else _mass(*row[0].tolist()) for row in found]
 
-    def keep(
-        self,
-        prompt: list[int],
-        replies: Sequence[tuple[list[int], list[float]]],
-        masses: Sequence[tuple[Opening, Mass]],
-    ) -> None:
-        """Raises:
-        StageError: there is no room."""
+    def keep(self, found: Iterable[Found]) -> None:
+        """In one transaction: each waits for the disk.
+
+        Raises:
+            StageError: there is no room.
+        """
+        rows: dict[bytes, np.ndarray] = {}
+        for prompt, replies, masses in found:
+            rows |= {ids_digest(prompt, reply): np.array(logps) for reply, logps in replies}
+            rows |= {_digest(prompt, opening): _values(mass) for opening, mass in masses}
         nothing = np.zeros(0)
-        digests = [ids_digest(prompt, reply) for reply, _ in replies] + [_digest(prompt, o) for o, _ in masses]
-        values = [np.array(logps) for _, logps in replies]
-        values += [_values(mass) for _, mass in masses]
-        self._cache.keep_rows(digests, [(value, nothing) for value in values])
+        self._cache.keep_rows(rows, [(value, nothing) for value in rows.values()])
 
     def rounded(self, mass: Mass) -> Mass:
         """As it will be found: the cache is in float32, and a run that finds numbers must see the same as one that

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from demeanor.errors import StageError
-from demeanor.measure.kept import KeptLikelihoods
+from demeanor.measure.kept import Found, KeptLikelihoods
 from demeanor.measure.openings import Ids, Mass, Opening, Search, Spellings
 from demeanor.train.attention import NAME, TreeAttention, register
 from demeanor.train.kernels import KINDS, fuse, unfuse
@@ -114,18 +114,20 @@ class Scorer:
         # all of them, whatever is known: in rows of other company a sum is rounded differently, and a run that was
         # killed and goes on must give the same numbers to the last bit
         computed = self._compute(asked)
-        result = []
-        for (prompt, own, begun), (logps, masses), (old_logps, old_masses) in zip(asked, computed, known, strict=True):
-            if self.kept is None:
-                result.append((logps, masses))
-                continue
-            masses = list(map(self.kept.rounded, masses))
-            new_replies, new_masses = _new(own, old_logps, logps), _new(begun, old_masses, masses)
-            if new_replies or new_masses:
-                self._keep(prompt, new_replies, new_masses)
-            # what was kept stays, and is what this run says too: the next one finds it
-            result.append((_first(old_logps, logps), _first(old_masses, masses)))
-        return result
+        if self.kept is None:
+            return computed
+        computed = [(logps, list(map(self.kept.rounded, masses))) for logps, masses in computed]
+        self._keep(
+            [
+                (prompt, _new(own, old[0], logps), _new(begun, old[1], masses))
+                for (prompt, own, begun), old, (logps, masses) in zip(asked, known, computed, strict=True)
+            ]
+        )
+        # what was kept stays, and is what this run says too: the next one finds it
+        return [
+            (_first(old[0], logps), _first(old[1], masses))
+            for old, (logps, masses) in zip(known, computed, strict=True)
+        ]
 
     def _known(
         self, prompt: list[int], replies: Sequence[list[int]], openings: Sequence[Opening]
@@ -135,15 +137,10 @@ class Scorer:
             return [None] * len(replies), [None] * len(openings)
         return self.kept.replies(prompt, replies), self.kept.masses(prompt, openings)
 
-    def _keep(
-        self,
-        prompt: list[int],
-        replies: list[tuple[list[int], list[float]]],
-        masses: list[tuple[Opening, Mass]],
-    ) -> None:
+    def _keep(self, found: Sequence[Found]) -> None:
         assert self.kept is not None
         try:
-            self.kept.keep(prompt, replies, masses)
+            self.kept.keep(found)
         except StageError as error:
             self.say(f"likelihoods: not kept for later runs; {error}")
             self.kept = None
