@@ -68,6 +68,16 @@ def test_the_peak_counts_what_was_freed_again_and_nothing_from_before() -> None:
     assert 190 * 2**20 <= (peak.above_start() or 0) < 280 * 2**20
 
 
+def test_the_peak_does_not_hide_in_memory_that_was_freed_before() -> None:
+    size, num = 16 << 10, 6_000  # from the heap, and no mapping of its own
+    earlier = [bytearray(size) for _ in range(num)]
+    del earlier[:-1]  # the last one keeps the heap from shrinking by itself
+    peak = PeakMemory()
+    later = [bytearray(size) for _ in range(num)]
+    above = peak.above_start()
+    assert above is not None and above > 0.8 * num * size and len(later) == num
+
+
 def test_a_peak_that_cannot_be_measured_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(self: Path, *_: str) -> None:
         raise PermissionError

@@ -73,9 +73,9 @@ def train_adapter(
     from demeanor.train.reference import ReferenceCache, reference_key
 
     disable_progress_bar()
-    peak = PeakMemory()
     settings = contract.training
     family, objective = _family(contract), OBJECTIVES[settings.objective]
+    peak = PeakMemory()  # after the imports, which a measurement before may have made already
     if objective.trains_reward_model:
         base: Any = load_reward_model(source, contract, tokenizer.pad_token_id)
     else:

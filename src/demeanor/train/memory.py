@@ -11,6 +11,8 @@ The language-model head works in tiles, of which one is held.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,7 +117,8 @@ class PeakMemory:
     """The highest memory since the object was made, above that of the moment when it was made.
 
     On CUDA what torch has allocated there; on a CPU under Linux the resident size of the process, whose high-water mark
-    is set back where the system allows it.
+    is set back where the system allows it. What earlier work freed is given back to the system first: a training would
+    fill it unseen.
     """
 
     def __init__(self) -> None:
@@ -127,6 +130,9 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._start = torch.cuda.memory_allocated()
         else:
+            gc.collect()
+            with contextlib.suppress(OSError, AttributeError):  # no Linux, or no glibc
+                ctypes.CDLL(None).malloc_trim(0)
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
                 self._start = _resident("VmRSS")
