@@ -145,7 +145,7 @@ OBJECTIVES = {
     "kto": Objective(
         "1 - s(beta (r(y) - z)) of a good reply, 1 - s(beta (z - r(y))) of a bad one, z = KL of policy and reference",
         "Ethayarajh et al. 2024, KTO",
-        learning_rate=5.0,
+        learning_rate=10.0,
         trainer="kto",
     ),
     "grpo": Objective(
