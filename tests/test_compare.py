@@ -18,7 +18,7 @@ from test_report import HOSTILE, Tags, text_of
 
 from demeanor.compare import check_shared, compare_runs, what_is_shared, write_comparison
 from demeanor.compare.choose import choose
-from demeanor.compare.page import page_of
+from demeanor.compare.page import page_of, view_of
 from demeanor.compare.plot import LINE, Point, plot_points
 from demeanor.compare.results import ALLOWED, Damage, Proof, RunResult, Usage, damages_of
 from demeanor.contract import build_contract
@@ -353,3 +353,14 @@ def test_points_without_numbers_are_left_out_and_zero_has_a_place() -> None:
     )
     svg = str(plot_points([Point("a", True, True, known, Estimate(0.0, 0.0, 0.05, 9))], [0.01], None, ""))
     assert "✓ a" in svg and "NaN" not in svg
+
+
+def test_settings_are_told_as_they_would_be_typed_and_not_where_there_are_none(folders: list[Path]) -> None:
+    compared = compare_runs(folders[:2])
+    rewards = [{"kind": "model", "name": "", "weight": 1.0, "min": None, "path": "runs/rm"}]
+    runs = tuple(
+        replace(one, settings={"rewards": own, "max_steps": None, "beta": 0.1})
+        for one, own in zip(compared.runs, ([], rewards), strict=True)
+    )
+    told = [row.settings for row in view_of(replace(compared, runs=runs)).rows]
+    assert told == ["beta 0.1", "rewards kind model weight 1 path runs/rm, beta 0.1"]

@@ -255,6 +255,8 @@ def number(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(number(item) for item in value)
+    if isinstance(value, dict):
+        return " ".join(f"{key} {number(item)}" for key, item in value.items() if item not in (None, ""))
     return str(value)
 
 
