@@ -84,6 +84,17 @@ def is_counted(measure: str) -> bool:
     return measure.endswith(("_rate", "_accuracy", "_share")) or of_family(measure) == BEST_OF_SAMPLES
 
 
+def is_sampled(measure: str) -> bool:
+    """Is it of sampled replies?"""
+    ends = measure.endswith(("_sampled_rate", "_corrected_rate")) or measure in ("reply_tokens", "reward")
+    return ends or of_family(measure) in (BEST_OF_SAMPLES, PREFILL_RATE)
+
+
+def is_of_openings(measure: str) -> bool:
+    """Is it the exact probability of openings, or made of it?"""
+    return measure.endswith(("_mass", "_left_out")) or of_family(measure) == BEST_OF_OPENINGS
+
+
 _NUMBER = re.compile(r"(?<=_prefill_)[1-9]\d{0,5}(?=_)|(?<=_best_of_)[1-9]\d{0,5}$")
 
 

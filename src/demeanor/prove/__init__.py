@@ -14,10 +14,19 @@ from demeanor.promises import is_share
 from demeanor.prove.best_of import with_best_of
 from demeanor.prove.corrected import with_corrected
 from demeanor.prove.gate import PASS, WAIVED, corrected, fixed_limits, judge, waived, waivers_in_effect, weakened_limits
+from demeanor.prove.measured import Measured
 from demeanor.prove.series import Series, Sides, joint_values, series_of
 from demeanor.records import Comparison, LimitResult, Score, Verdict
 
-__all__ = ["fixed_limits", "joint_values", "prove_contract", "prove_no_regression", "waivers_in_effect"]
+__all__ = [
+    "Measured",
+    "fixed_limits",
+    "joint_values",
+    "prove_contract",
+    "prove_no_regression",
+    "waivers_in_effect",
+    "weakened_limits",
+]
 
 
 def prove_contract(
@@ -26,6 +35,7 @@ def prove_contract(
     contract: Contract,
     *,
     fixed: Sequence[dict[str, Any]] | None = None,
+    measured: Measured | None = None,
     today: date | None = None,
 ) -> Verdict:
     """Compare the two sides probe by probe and hold the result against the contract's limits.
@@ -34,25 +44,26 @@ def prove_contract(
         before: scores of the base model.
         after: scores of the aligned model, of the same probes in any order.
         fixed: the limits that were fixed before the training (`fixed_limits`); None when that is not known.
+        measured: how the limits are measured now; None when it is not to be compared with how they were fixed.
         today: on which waivers are looked at; by default the day in UTC.
 
     Raises:
         InputError: the two sides are not of the same probes, or name one twice.
     """
     settings = contract.measurement
-    measured = _Measured(_paired(before, after), contract)
-    comparisons = tuple(one.compare(settings.confidence) for one in measured.over(GIVEN))
+    found = _Measured(_paired(before, after), contract)
+    comparisons = tuple(one.compare(settings.confidence) for one in found.over(GIVEN))
     judged = corrected(
         [
-            judge(name, limit, measured.of(name, limit), settings.confidence)
+            judge(name, limit, found.of(name, limit), settings.confidence)
             for name, promise in contract.promises.items()
             for limit in promise.limits
         ]
     )
     day = today or datetime.now(UTC).date()
     limits = tuple(waived(limit, contract.waivers, day) for limit in judged)
-    weakened = None if fixed is None else weakened_limits(fixed, contract)
-    attacks = tuple(_under_attack(measured, settings.confidence))
+    weakened = None if fixed is None else weakened_limits(fixed, contract, measured)
+    attacks = tuple(_under_attack(found, settings.confidence))
     return Verdict(
         _passed(limits, weakened), limits, comparisons, settings.confidence, settings.seed, weakened, attacks
     )
