@@ -250,7 +250,7 @@ def prove_against(
     other = Workspace.open(accepted)
     theirs = other.contract()
     require(other, theirs, recorded_identity(other), "read", "before", "train", "after")
-    measured = [space.manifest()["stages"]["after"]["inputs"] for space in (workspace, other)]
+    measured = [_comparable(space.manifest()["stages"]["after"]["inputs"]) for space in (workspace, other)]
     own = {"adapter", "probes", "model", "template", "demeanor"}  # may differ; the probes are compared one by one
     differing = sorted(k for k in measured[0].keys() | measured[1].keys() if measured[0].get(k) != measured[1].get(k))
     differing = [key for key in differing if key not in own]
@@ -266,9 +266,17 @@ def prove_against(
         [space.read_records(space.scores(side), Score.from_json) for side in SIDES] for space in (other, workspace)
     ]
     name = other.folder.resolve().name
-    both = prove_no_regression(verdict, (scores[0][0], scores[0][1]), (scores[1][0], scores[1][1]), contract, name)
+    accepted_scores, mine = ((side[0], side[1]) for side in scores)
+    both = prove_no_regression(verdict, accepted_scores, mine, contract, name, theirs)
     workspace.write_json(workspace.regression, {"accepted": str(accepted), **both.to_json()})
     return both
+
+
+def _comparable(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a measurement, without what names a served model: two releases have two names, often two places."""
+    served = inputs.get("served")
+    names = ("endpoint", "model", "key_env")
+    return {**inputs, "served": served and {key: value for key, value in served.items() if key not in names}}
 
 
 def report_stage(workspace: Workspace, contract: Contract, identity: dict[str, str], progress: Progress) -> None:

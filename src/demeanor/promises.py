@@ -158,6 +158,8 @@ class Limit(Section):
             raise ValueError(f"give exactly one of {', '.join(KINDS)}")
         if self.kind.endswith("_ratio") and self.measure.endswith(_SIGNED):
             raise fault(f"{self.measure} may be negative: a ratio of it means nothing", self.kind)
+        if self.kind == "within" and self.max_regression == 0:
+            raise fault("no two runs are shown to be equal: beside `within` it must be above 0", "max_regression")
         return self
 
     @property
@@ -197,6 +199,8 @@ class Limit(Section):
     def implies(self, other: Limit) -> bool:
         """Does `other` hold wherever this one does, at the same confidence?"""
         if (self.measure, self.over, self.kind) != (other.measure, other.over, other.kind):
+            return False
+        if self.regression > other.regression:  # of `prove --against`
             return False
         return self.bound >= other.bound if self.kind.startswith("min") else self.bound <= other.bound
 

@@ -172,7 +172,7 @@ def weakened_limits(
             for own in (promise.limits if promise else ())
         )
         if not kept:
-            found.append(f"{limit.id(name)} at {confidence:.4g}")
+            found.append(f"{limit.id(name)} at {confidence:.4g}, max_regression {limit.regression:g}")
         elif measured is not None and then:
             now = measured.of(name, limit)
             differing = [part for part, value in then.items() if now.get(part) != value]
