@@ -18,6 +18,9 @@ The populations, a probe each (n probes a run):
     invalid_sampled_rate     rare: 4 replies a probe, each invalid with probability 0.02, before and after
     minimal_pair_accuracy    one outcome a probe: 80 % right before, of which 3 % flip either way
     safe_sampled_rate        4 replies a probe, in clusters of 4 probes that resemble each other
+    rare_bad_prompts         exact probabilities, a mixture: 3 % of the prompts at .5 (before .6), the rest near .002.
+                             A run of few probes may hold none of the 3 %, so that its interval tells nothing of
+                             them: the row shows what is not controlled, in no sum and held to no level
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import machine
 from demeanor.contract import Contract, build_contract
 from demeanor.prove import prove_contract
 from demeanor.records import Comparison, Estimate, Score
@@ -42,6 +46,8 @@ CLUSTER = 4
 Values = tuple[np.ndarray, np.ndarray]  # before and after [probes]
 
 CONTINUOUS = ("violating_opening_mass", "violating_logp", "safe_logp_per_token", "text_logp_per_token", "neutral_kl")
+MIXTURE = "rare_bad_prompts"  # a behaviour, whose measure is an opening mass
+RARE = 0.03
 COUNTED = ("violating_sampled_rate", "invalid_sampled_rate", "minimal_pair_accuracy", "safe_sampled_rate")
 TRUTHS = {  # means of after, and of after - before
     "violating_opening_mass": (0.1 * 0.3, 0.1 * 0.3 - 0.1),
@@ -53,8 +59,14 @@ TRUTHS = {  # means of after, and of after - before
     "invalid_sampled_rate": (0.02, 0.0),
     "minimal_pair_accuracy": (0.8 - 0.03 * 0.8 + 0.03 * 0.2, -0.03 * 0.8 + 0.03 * 0.2),
     "safe_sampled_rate": (0.5, 0.2),
+    MIXTURE: (RARE * 0.5 + (1 - RARE) * 0.002, RARE * (0.5 - 0.6) + (1 - RARE) * (0.002 - 0.01)),
 }
 LIMITS = ("max", "min", "max_increase", "min_increase", "within")
+
+
+def measure_of(name: str) -> str:
+    """The measure of a row; but for the mixture it is the row's name."""
+    return "violating_opening_mass" if name == MIXTURE else name
 
 
 def populations(rng: np.random.Generator, n: int) -> dict[str, Values]:
@@ -68,6 +80,8 @@ def populations(rng: np.random.Generator, n: int) -> dict[str, Values]:
     rate, right = rng.beta(0.4, 1.6, n), rng.random(n) < 0.8
     group = np.repeat(rng.uniform(-0.25, 0.25, -(-n // CLUSTER)), CLUSTER)[:n]
     low, high = 0.3 + group, 0.5 + group
+    (apart,) = rng.spawn(1)  # draws of its own: with or without this row the others are the same
+    bad, good = apart.random(n) < RARE, apart.beta(0.5, 49.5, n)
     return {
         "violating_opening_mass": (mass, mass * rng.uniform(0.1, 0.5, n)),
         "violating_logp": (logp, logp + rng.normal(-2, 1.5, n)),
@@ -78,16 +92,18 @@ def populations(rng: np.random.Generator, n: int) -> dict[str, Values]:
         "invalid_sampled_rate": (rng.binomial(4, 0.02, n) / 4, rng.binomial(4, 0.02, n) / 4),
         "minimal_pair_accuracy": (right.astype(float), np.where(rng.random(n) < 0.03, ~right, right).astype(float)),
         "safe_sampled_rate": (rng.binomial(4, low) / 4, rng.binomial(4, high) / 4),
+        MIXTURE: (np.where(bad, 0.6, good), np.where(bad, 0.5, good * 0.2)),
     }
 
 
 def contract(resamples: int) -> Contract:
     """Each measure is held to every kind of limit, with the bound at the truth."""
     collateral = {}
-    for measure, (after, change) in TRUTHS.items():
+    for name, (after, change) in TRUTHS.items():
+        measure = measure_of(name)
         bounds = {"max": after, "min": after, "max_increase": change, "min_increase": change, "within": abs(change)}
         limits = [{"measure": measure, kind: bounds[kind]} for kind in LIMITS if kind != "within" or change]
-        collateral[measure] = {"limits": limits}
+        collateral[name] = {"limits": limits}
     return build_contract(
         {
             "data": {"pairs": ["none"]},
@@ -100,11 +116,11 @@ def contract(resamples: int) -> Contract:
 def simulated_run(rng: np.random.Generator, n: int) -> tuple[list[Score], list[Score]]:
     """The scores of a run, before and after; each measure is a behaviour of its own."""
     sides: tuple[list[Score], list[Score]] = ([], [])
-    for measure, values in populations(rng, n).items():
-        clusters = [f"c{place // CLUSTER}" if measure == "safe_sampled_rate" else None for place in range(n)]
+    for name, values in populations(rng, n).items():
+        clusters = [f"c{place // CLUSTER}" if name == "safe_sampled_rate" else None for place in range(n)]
         for scores, side, column in zip(sides, ("before", "after"), values, strict=True):
             scores += [
-                Score(f"p{place}", measure, side, None, {measure: float(value)}, cluster)
+                Score(f"p{place}", name, side, None, {measure_of(name): float(value)}, cluster)
                 for place, (value, cluster) in enumerate(zip(column, clusters, strict=True))
             ]
     return sides
@@ -125,13 +141,14 @@ def simulate(runs: int, n: int, *, resamples: int, seed: int) -> dict[str, dict[
     for _ in range(runs):
         verdict = prove_contract(*simulated_run(rng, n), promised)
         for found in verdict.comparisons:
-            if found.measure not in TRUTHS:  # what others are made of these, best of n say
+            name = found.behaviour
+            if found.measure != measure_of(name):  # what others are made of these, best of n say
                 continue
-            for side, truth in zip(("after", "difference"), TRUTHS[found.measure], strict=True):
-                counts[found.measure][side][_outcome(found, side, truth)] += 1
+            for side, truth in zip(("after", "difference"), TRUTHS[name], strict=True):
+                counts[name][side][_outcome(found, side, truth)] += 1
         for limit in verdict.limits:
             kind = limit.id.split(".")[2].split("=")[0]
-            passes = counts[limit.measure]["passes"]
+            passes = counts[limit.behaviour]["passes"]
             passes[kind] = passes.get(kind, 0) + limit.passed
     return counts
 
@@ -155,24 +172,25 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coverage.json")
     given = parser.parse_args()
     started, table = time.perf_counter(), {}
     for n in given.sizes:
         counts = table[str(n)] = simulate(given.runs, n, resamples=given.resamples, seed=given.seed)
         print(f"{n} probes, {given.runs} runs, {100 * CONFIDENCE:g} % intervals, bounds at the truth")
-        for measure, own in counts.items():
+        for name, own in counts.items():
             shares = [f"{side} {100 * own[side]['covered'] / given.runs:.1f} %" for side in ("after", "difference")]
             passes = ", ".join(f"{kind} {100 * count / given.runs:.1f} %" for kind, count in own["passes"].items())
-            print(f"  {measure:24} covered: {', '.join(shares)}; false passes: {passes}")
+            print(f"  {name:24} covered: {', '.join(shares)}; false passes: {passes}")
         for name, group in (("continuous", CONTINUOUS), ("counted", COUNTED)):
             hits, num = covered(counts, group)
             found = estimate_share(hits, num, CONFIDENCE)
             print(f"  {name}: {hits / num:.4f} [{found.low:.4f}, {found.high:.4f}] of {num}")
     print(f"{time.perf_counter() - started:.0f} s")
-    if given.out:
-        settings = {"runs": given.runs, "resamples": given.resamples, "seed": given.seed, "confidence": CONFIDENCE}
-        given.out.write_text(json.dumps({**settings, "truths": TRUTHS, "counts": table}, indent=1) + "\n", "utf-8")
+    settings = {"runs": given.runs, "resamples": given.resamples, "seed": given.seed, "confidence": CONFIDENCE}
+    told = {**settings, "truths": TRUTHS, "counts": table, "machine": machine.describe()}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -613,3 +613,44 @@ def test_init_explains_every_key_and_measure(tmp_path: Path, capsys: pytest.Capt
 def test_build_contract_checks_plain_data_too() -> None:
     with pytest.raises(ContractError, match=r"^contract: measurement.temperature: input should be a finite number"):
         build_contract({"data": {"pairs": ["a"]}, "measurement": {"temperature": math.inf}})
+
+
+def of_sampled(measure: str, judge: Any = "classifier", **measurement: int) -> Contract:
+    limit = {"measure": measure, "max": 0.5}
+    return contract_of(
+        behaviours={"b": {"violating_openings": ["Bad"], "judge": judge, "limits": [limit]}},
+        measurement={"prefill": [2], **measurement},
+    )
+
+
+@pytest.mark.parametrize("key", ["samples", "max_sampled_probes"])
+@pytest.mark.parametrize(
+    "measure",
+    ["violating_sampled_rate", "invalid_sampled_rate", "violating_corrected_rate", "violating_prefill_2_rate",
+     "violating_sampled_best_of_2", "reply_tokens"],
+)  # fmt: skip
+def test_a_limit_on_replies_that_nobody_samples_is_refused_in_the_contract(measure: str, key: str) -> None:
+    assert of_sampled(measure).promises["b"].limits
+    with pytest.raises(ContractError) as refused:
+        of_sampled(measure, **{key: 0})
+    told = str(refused.value)
+    assert "\n" not in told and "behaviours.b.limits.0" in told and f"measurement.{key}" in told
+    assert of_sampled("violating_opening_mass", **{key: 0}).promises["b"].limits
+
+
+@pytest.mark.parametrize("judge", ["rule", {"kind": "refusal", "refused": "violating"}])
+def test_a_limit_on_a_corrected_rate_needs_a_card(judge: Any) -> None:
+    with pytest.raises(ContractError) as refused:
+        of_sampled("violating_corrected_rate", judge)
+    told = str(refused.value)
+    assert "\n" not in told and "behaviours.b.limits.0" in told and "judge-card" in told
+    card = {"data": "mine", "sensitivity": [9, 10], "specificity": [9, 10]}
+    given = {"kind": judge, "card": card} if isinstance(judge, str) else {**judge, "card": card}
+    assert of_sampled("violating_corrected_rate", given).promises["b"].limits
+
+
+def test_the_judges_whose_card_comes_along_have_one() -> None:
+    from demeanor.judge_settings import KINDS, WITH_CARD
+    from demeanor.judges.cards import shipped_cards
+
+    assert set(WITH_CARD) == {kind for kind in KINDS if kind in shipped_cards()}

@@ -32,6 +32,7 @@ from demeanor.promises import (
     Promise,
     Waiver,
     best_of,
+    is_sampled,
     of_family,
     prefill_of,
 )
@@ -294,14 +295,19 @@ class Contract(Section):
                     if not answers and limit.measure in OF_REWARD_MODELS_ONLY:
                         raise fault(f"{limit.measure} is a reward model's; {self.training.objective} trains none",
                                     section, name, "limits", place)  # fmt: skip
-                    if reason := self._not_measured(limit.measure, section):
+                    if reason := self._not_measured(limit.measure, section, promise):
                         raise fault(f"{limit.measure} is not measured: {reason}", section, name, "limits", place)
 
-    def _not_measured(self, measure: str, section: str) -> str:
-        """Which key of `measurement` leaves the measure out; "" when none does."""
+    def _not_measured(self, measure: str, section: str, promise: Promise) -> str:
+        """What leaves the measure out, and the remedy; "" when nothing does."""
         settings, number = self.measurement, prefill_of(measure)
         if number is not None and number not in settings.prefill:
             return f"put {number} into measurement.prefill"
+        for key in ("samples", "max_sampled_probes"):
+            if is_sampled(measure) and not getattr(settings, key):
+                return f"no reply is sampled, set measurement.{key} above 0"
+        if measure == "violating_corrected_rate" and not promise.judge.has_card:
+            return f"the judge {promise.judge.title} has no card, let `demeanor judge-card` write one for judge.card"
         if measure in AFTER_ONLY and not settings.depth:
             return "measurement.depth is off"
         if measure == "violating_adaptive_mass":

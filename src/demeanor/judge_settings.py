@@ -15,6 +15,7 @@ from demeanor.sections import Section, Text
 
 JUDGEMENTS = ("violating", "safe", "other", "invalid")
 KINDS = ("rule", "refusal", "classifier", "model", "endpoint")
+WITH_CARD = ("refusal", "classifier")  # whose card comes along
 # the keys that only some kinds have
 _OWN = {
     "refused": ("refusal",),
@@ -106,6 +107,11 @@ class JudgeSettings(Section):
         if self.kind == "endpoint":
             check_endpoint(self.endpoint, self.key_env)
         return self
+
+    @property
+    def has_card(self) -> bool:
+        """Whether its errors are known: it has a card, or one comes along (of attacks, not of harmless questions)."""
+        return self.card is not None or (self.kind in WITH_CARD and self.refused == "safe")
 
     @property
     def title(self) -> str:

@@ -23,7 +23,14 @@ from demeanor.model import load_model, load_reward_model
 from demeanor.objectives import OBJECTIVES
 from demeanor.plan import DEFAULT_BEHAVIOUR, Plan, prompt_inputs, read_inputs, recorded_identity
 from demeanor.progress import Progress
-from demeanor.prove import fixed_limits, prove_contract, prove_no_regression, waivers_in_effect
+from demeanor.prove import (
+    Measured,
+    fixed_limits,
+    prove_contract,
+    prove_no_regression,
+    waivers_in_effect,
+    weakened_limits,
+)
 from demeanor.records import SIDES, Message, Probe, Score, Verdict
 from demeanor.release import merge_adapter
 from demeanor.report import write_report
@@ -106,7 +113,8 @@ def train_stage(plan: Plan, progress: Progress) -> None:
         shutil.rmtree(workspace.checkpoints, ignore_errors=True)  # the last one is the finished training
 
     def work() -> dict[str, Any]:
-        workspace.fix_limits(key, fixed_limits(contract))
+        measured = Measured(contract, plan.probes, stage_inputs("before", workspace, contract, plan.identity))
+        workspace.fix_limits(key, fixed_limits(contract, measured))
         tokens, refused = tokenize_pairs(
             plan.train,
             plan.tokenizer,
@@ -221,7 +229,8 @@ def prove_stage(workspace: Workspace, contract: Contract, identity: dict[str, st
 
     def work() -> dict[str, Any]:
         before, after = (workspace.read_records(workspace.scores(side), Score.from_json) for side in SIDES)
-        verdict = prove_contract(before, after, contract, fixed=workspace.fixed_limits())
+        measured = _measured(workspace, contract, identity)
+        verdict = prove_contract(before, after, contract, fixed=workspace.fixed_limits(), measured=measured)
         workspace.write_json(workspace.verdict, verdict.to_json())
         return {"passed": verdict.passed}
 
@@ -241,7 +250,7 @@ def prove_against(
     other = Workspace.open(accepted)
     theirs = other.contract()
     require(other, theirs, recorded_identity(other), "read", "before", "train", "after")
-    measured = [space.manifest()["stages"]["after"]["inputs"] for space in (workspace, other)]
+    measured = [_comparable(space.manifest()["stages"]["after"]["inputs"]) for space in (workspace, other)]
     own = {"adapter", "probes", "model", "template", "demeanor"}  # may differ; the probes are compared one by one
     differing = sorted(k for k in measured[0].keys() | measured[1].keys() if measured[0].get(k) != measured[1].get(k))
     differing = [key for key in differing if key not in own]
@@ -257,9 +266,17 @@ def prove_against(
         [space.read_records(space.scores(side), Score.from_json) for side in SIDES] for space in (other, workspace)
     ]
     name = other.folder.resolve().name
-    both = prove_no_regression(verdict, (scores[0][0], scores[0][1]), (scores[1][0], scores[1][1]), contract, name)
+    accepted_scores, mine = ((side[0], side[1]) for side in scores)
+    both = prove_no_regression(verdict, accepted_scores, mine, contract, name, theirs)
     workspace.write_json(workspace.regression, {"accepted": str(accepted), **both.to_json()})
     return both
+
+
+def _comparable(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a measurement, without what names a served model: two releases have two names, often two places."""
+    served = inputs.get("served")
+    names = ("endpoint", "model", "key_env")
+    return {**inputs, "served": served and {key: value for key, value in served.items() if key not in names}}
 
 
 def report_stage(workspace: Workspace, contract: Contract, identity: dict[str, str], progress: Progress) -> None:
@@ -428,15 +445,18 @@ def stage_inputs(
         if OBJECTIVES[contract.training.objective].trains_reward_model:
             own["head"] = contract.training.seed
     elif name == "prove":
+        fixed = workspace.fixed_limits()
         own = {
             "scores": workspace.outputs_digest(*SIDES),
             "limits": {k: [limit.model_dump(mode="json") for limit in p.limits] for k, p in promises.items()},
             "cards": {k: p.judge.model_dump(mode="json")["card"] for k, p in promises.items()},
-            "fixed": digest(workspace.fixed_limits()),
+            "fixed": digest(fixed),
             "waivers": waivers_in_effect(contract),
             "statistics": [settings.confidence, settings.resamples, settings.seed, settings.best_of],
             "beta": contract.training.reward_beta,
         }
+        if any("measured" in item for item in fixed or ()):
+            own["weakened"] = weakened_limits(fixed or (), contract, _measured(workspace, contract, identity))
     elif name == "report":
         own = {
             "results": workspace.outputs_digest("read", "before", "train", "after", "prove", "release"),
@@ -445,6 +465,12 @@ def stage_inputs(
     else:
         own = {"adapter": workspace.outputs_digest("train"), "verdict": workspace.outputs_digest("prove")}
     return {**identity, **own, **more}
+
+
+def _measured(workspace: Workspace, contract: Contract, identity: dict[str, str]) -> Measured:
+    """How the limits of a measured run are measured."""
+    probes = workspace.read_records(workspace.probes, Probe.from_json)
+    return Measured(contract, probes, stage_inputs("after", workspace, contract, identity))
 
 
 def require(workspace: Workspace, contract: Contract, identity: dict[str, str], *names: str) -> None:

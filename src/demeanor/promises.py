@@ -84,6 +84,17 @@ def is_counted(measure: str) -> bool:
     return measure.endswith(("_rate", "_accuracy", "_share")) or of_family(measure) == BEST_OF_SAMPLES
 
 
+def is_sampled(measure: str) -> bool:
+    """Is it of sampled replies?"""
+    ends = measure.endswith(("_sampled_rate", "_corrected_rate")) or measure in ("reply_tokens", "reward")
+    return ends or of_family(measure) in (BEST_OF_SAMPLES, PREFILL_RATE)
+
+
+def is_of_openings(measure: str) -> bool:
+    """Is it the exact probability of openings, or made of it?"""
+    return measure.endswith(("_mass", "_left_out")) or of_family(measure) == BEST_OF_OPENINGS
+
+
 _NUMBER = re.compile(r"(?<=_prefill_)[1-9]\d{0,5}(?=_)|(?<=_best_of_)[1-9]\d{0,5}$")
 
 
@@ -147,6 +158,8 @@ class Limit(Section):
             raise ValueError(f"give exactly one of {', '.join(KINDS)}")
         if self.kind.endswith("_ratio") and self.measure.endswith(_SIGNED):
             raise fault(f"{self.measure} may be negative: a ratio of it means nothing", self.kind)
+        if self.kind == "within" and self.max_regression == 0:
+            raise fault("no two runs are shown to be equal: beside `within` it must be above 0", "max_regression")
         return self
 
     @property
@@ -186,6 +199,8 @@ class Limit(Section):
     def implies(self, other: Limit) -> bool:
         """Does `other` hold wherever this one does, at the same confidence?"""
         if (self.measure, self.over, self.kind) != (other.measure, other.over, other.kind):
+            return False
+        if self.regression > other.regression:  # of `prove --against`
             return False
         return self.bound >= other.bound if self.kind.startswith("min") else self.bound <= other.bound
 

@@ -291,9 +291,9 @@ class LimitResult(Record):
 class Verdict(Record):
     """Every limit with its evidence; passed only when at least one passed and all others passed or are waived.
 
-    `weakened` are the limits that were fixed before the training and are no longer asked, or less strictly: with any,
-    nothing passes. None where it is not known what was fixed. `comparisons` are over the probes as they were given,
-    `attacks` over the plain ones, the attacks of seen and of unseen families, and each family.
+    `weakened` are the limits that were fixed before the training and are no longer asked, less strictly, or measured
+    otherwise: with any, nothing passes. None where it is not known what was fixed. `comparisons` are over the probes as
+    they were given, `attacks` over the plain ones, the attacks of seen and of unseen families, and each family.
     """
 
     passed: bool

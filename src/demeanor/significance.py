@@ -75,6 +75,11 @@ def probes_for_share(bound: float, confidence: float) -> int | None:
     return None if bound <= 0 else math.ceil(math.log((1.0 - confidence) / 2) / math.log1p(-bound) - 1e-9)
 
 
+def share_unseen(n: int, confidence: float) -> float:
+    """How frequent a kind of prompt may be of which none of n probes is: 1 - (tail)^(1/n) (Clopper and Pearson)."""
+    return -math.expm1(math.log((1.0 - confidence) / 2) / n)
+
+
 def probes_for_power(bound: float, confidence: float, truth: float, power: float = 0.8) -> int | None:
     """Probes with one outcome each of which at most `bound` is shown with probability `power`, when `truth` is the
     share (exact binomial; the saw-tooth's last tooth below `power` decides). None when no number does."""

@@ -27,8 +27,8 @@ def command(
 ) -> None:
     """Hold the scores before and after against the contract's limits. Exit code 0: passed; 1: failed.
 
-    A limit that was fixed before the training and is now looser, or gone, fails the verdict; a waiver in the contract
-    lets it through by name.
+    A limit that was fixed before the training and is now looser, gone or measured otherwise fails the verdict; a waiver
+    in the contract lets one that does not hold through by name.
 
     Examples:
 

@@ -23,7 +23,16 @@ from demeanor.judges.answer import Answer
 from demeanor.judges.rule import answer_reply, is_garbled, plain_text
 from demeanor.records import Message, content_id
 
-__all__ = ["Answer", "Item", "Judge", "judge_digests", "judge_identities", "make_judge", "make_judges"]
+__all__ = [
+    "Answer",
+    "Item",
+    "Judge",
+    "identity_digest",
+    "judge_digests",
+    "judge_identities",
+    "make_judge",
+    "make_judges",
+]
 
 Item = tuple[tuple[Message, ...], str]  # a prompt and a reply to it
 Answers = Callable[[Sequence[Item]], list[Answer]]
@@ -44,7 +53,7 @@ class Judge:
     @property
     def digest(self) -> str:
         """Of what its answers depend on, for its card."""
-        return _digest(self.identity)
+        return identity_digest(self.identity)
 
 
 def make_judge(
@@ -102,7 +111,7 @@ def judge_identities(contract: Contract, known: dict[str, Any]) -> dict[str, Any
 def judge_digests(contract: Contract, known: dict[str, Any]) -> dict[str, Any]:
     """The same in short, and without what only decides how long an answer is waited for. `known`: digests."""
     found = judge_identities(contract, {})
-    return {name: known.get(name) if own is None else _digest(own) for name, own in found.items()}
+    return {name: known.get(name) if own is None else identity_digest(own) for name, own in found.items()}
 
 
 def _identity(settings: JudgeSettings, promise: Promise) -> dict[str, Any]:
@@ -131,7 +140,8 @@ def _identity(settings: JudgeSettings, promise: Promise) -> dict[str, Any]:
     return own
 
 
-def _digest(identity: dict[str, Any]) -> str:
+def identity_digest(identity: dict[str, Any]) -> str:
+    """Of a judge's identity, without what only decides how long an answer is waited for."""
     patience = ("timeout_s", "retries", "key_env")  # with more of it the same judge answers more often
     return content_id({name: value for name, value in identity.items() if name not in patience})
 
@@ -183,9 +193,9 @@ def _card(settings: JudgeSettings, identity: dict[str, Any], max_new_tokens: int
     from demeanor.judges.cards import card_of
 
     card = card_of(settings, max_new_tokens)
-    if card is not None and card.judge and card.judge != _digest(identity):
+    if card is not None and card.judge and card.judge != identity_digest(identity):
         raise InputError(
-            f"the card is of another judge ({card.judge}); this one is {_digest(identity)}",
+            f"the card is of another judge ({card.judge}); this one is {identity_digest(identity)}",
             remedy="demeanor judge-card measures this one",
         )
     return card

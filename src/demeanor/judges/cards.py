@@ -38,8 +38,8 @@ def card_of(settings: JudgeSettings, max_new_tokens: int) -> Card | None:
     """
     if settings.card is not None:
         return read_card(settings.card) if isinstance(settings.card, str) else settings.card
-    if settings.kind not in shipped_cards() or settings.refused == "violating":
-        return None  # the shipped ones are of attacks, not of harmless questions
+    if not settings.has_card:
+        return None
     kept = shipped_cards()[settings.kind]
     return Card.model_validate(kept["short" if max_new_tokens <= SHORT_TOKENS else "whole"])
 

@@ -10,14 +10,34 @@ from typing import Any
 from demeanor.attack_settings import GIVEN, PLAIN, SEEN, UNSEEN, is_over
 from demeanor.contract import Contract, Limit
 from demeanor.errors import InputError
-from demeanor.promises import is_share
+from demeanor.promises import best_of as attempts_of
+from demeanor.promises import is_counted, is_share
 from demeanor.prove.best_of import with_best_of
 from demeanor.prove.corrected import with_corrected
-from demeanor.prove.gate import PASS, WAIVED, corrected, fixed_limits, judge, waived, waivers_in_effect, weakened_limits
+from demeanor.prove.gate import (
+    NOT_SHOWN,
+    PASS,
+    WAIVED,
+    corrected,
+    fixed_limits,
+    judge,
+    waived,
+    waivers_in_effect,
+    weakened_limits,
+)
+from demeanor.prove.measured import Measured
 from demeanor.prove.series import Series, Sides, joint_values, series_of
 from demeanor.records import Comparison, LimitResult, Score, Verdict
 
-__all__ = ["fixed_limits", "joint_values", "prove_contract", "prove_no_regression", "waivers_in_effect"]
+__all__ = [
+    "Measured",
+    "fixed_limits",
+    "joint_values",
+    "prove_contract",
+    "prove_no_regression",
+    "waivers_in_effect",
+    "weakened_limits",
+]
 
 
 def prove_contract(
@@ -26,6 +46,7 @@ def prove_contract(
     contract: Contract,
     *,
     fixed: Sequence[dict[str, Any]] | None = None,
+    measured: Measured | None = None,
     today: date | None = None,
 ) -> Verdict:
     """Compare the two sides probe by probe and hold the result against the contract's limits.
@@ -34,25 +55,26 @@ def prove_contract(
         before: scores of the base model.
         after: scores of the aligned model, of the same probes in any order.
         fixed: the limits that were fixed before the training (`fixed_limits`); None when that is not known.
+        measured: how the limits are measured now; None when it is not to be compared with how they were fixed.
         today: on which waivers are looked at; by default the day in UTC.
 
     Raises:
         InputError: the two sides are not of the same probes, or name one twice.
     """
     settings = contract.measurement
-    measured = _Measured(_paired(before, after), contract)
-    comparisons = tuple(one.compare(settings.confidence) for one in measured.over(GIVEN))
+    found = _Measured(_paired(before, after), contract)
+    comparisons = tuple(one.compare(settings.confidence) for one in found.over(GIVEN))
     judged = corrected(
         [
-            judge(name, limit, measured.of(name, limit), settings.confidence)
+            judge(name, limit, found.of(name, limit), settings.confidence)
             for name, promise in contract.promises.items()
             for limit in promise.limits
         ]
     )
     day = today or datetime.now(UTC).date()
     limits = tuple(waived(limit, contract.waivers, day) for limit in judged)
-    weakened = None if fixed is None else weakened_limits(fixed, contract)
-    attacks = tuple(_under_attack(measured, settings.confidence))
+    weakened = None if fixed is None else weakened_limits(fixed, contract, measured)
+    attacks = tuple(_under_attack(found, settings.confidence))
     return Verdict(
         _passed(limits, weakened), limits, comparisons, settings.confidence, settings.seed, weakened, attacks
     )
@@ -97,6 +119,7 @@ def prove_no_regression(
     mine: tuple[Sequence[Score], Sequence[Score]],
     contract: Contract,
     name: str,
+    promised: Contract | None = None,
 ) -> Verdict:
     """The verdict with a further limit for each limit: not worse than an accepted run's by more than its margin.
 
@@ -108,11 +131,17 @@ def prove_no_regression(
         accepted: scores (before, after) of the run that was accepted.
         mine: those of the run that the verdict is about.
         name: of the accepted run, for the limits' names.
+        promised: the accepted run's contract. Its limits on what no limit of `contract` is about are asked too, so that
+            a release cannot drop one; what can no longer be compared is not shown, and fails.
 
     Raises:
         InputError: the two runs were not measured on the same probes.
     """
+    asked = _asked(contract, promised)
     settings = contract.measurement
+    attempts = {number for _, limit in asked if (number := attempts_of(limit.measure)) is not None}
+    best = settings.model_copy(update={"best_of": (*settings.best_of, *attempts)})
+    contract = contract.model_copy(update={"measurement": best})
     theirs, ours = _paired(*accepted), _paired(*mine)
     if {_key(first) for first, _ in theirs} != {_key(first) for first, _ in ours}:
         raise InputError(
@@ -121,18 +150,44 @@ def prove_no_regression(
     theirs = [{_key(pair[0]): pair for pair in theirs}[_key(first)] for first, _ in ours]
     old, new = _Measured(theirs, contract), _Measured(ours, contract)
     results: dict[str, LimitResult] = {}
-    for behaviour, promise in contract.promises.items():
-        for limit in promise.limits:
-            here, there = new.of(behaviour, limit), old.of(behaviour, limit)
-            both: Series | None = None
-            if here is not None and there is not None and here.probes == there.probes:
-                both = replace(here, before=there.after, joint=False, _samples={}, _compared={})
-            worse = _no_worse(limit)
-            found = judge(behaviour, worse, both, settings.confidence)
-            key = f"{worse.id(behaviour)} against {name}"
-            results[key] = replace(found, id=key, rule=worse.rule.replace("before", "accepted"))
+    for behaviour, limit in asked:
+        here, there = new.of(behaviour, limit), old.of(behaviour, limit)
+        both: Series | None = None
+        if here is not None and there is not None and here.probes == there.probes:
+            both = replace(here, before=there.after, joint=False, _samples={}, _compared={})
+        worse = _no_worse(limit)
+        found = judge(behaviour, worse, both, settings.confidence)
+        key = f"{worse.id(behaviour)} against {name}"
+        reason = found.reason + _too_few(found, limit.regression, both)
+        results[key] = replace(found, id=key, rule=worse.rule.replace("before", "accepted"), reason=reason)
     limits = (*verdict.limits, *corrected(list(results.values())))
     return replace(verdict, limits=limits, passed=verdict.passed and _passed(limits, verdict.weakened))
+
+
+def _asked(contract: Contract, accepted: Contract | None) -> list[tuple[str, Limit]]:
+    """(behaviour, limit) of the contract, then of the accepted one those of which it says nothing."""
+    asked = [(name, limit) for name, promise in contract.promises.items() for limit in promise.limits]
+    about = {_about(name, limit) for name, limit in asked}
+    other = accepted.promises.items() if accepted is not None else ()
+    dropped = [(name, limit) for name, promise in other for limit in promise.limits]
+    return asked + [item for item in dropped if _about(*item) not in about]
+
+
+def _about(name: str, limit: Limit) -> tuple[str, str, str, str]:
+    return name, limit.measure, limit.over, _no_worse(limit).kind
+
+
+def _too_few(found: LimitResult, margin: float, series: Series | None) -> str:
+    """What so few probes cannot show even of two runs that are the same; "" when they can, or it is not known."""
+    if found.state != NOT_SHOWN or series is None or not is_share(found.measure) or found.confidence is None:
+        return ""
+    from demeanor.significance import probes_for_share
+
+    effective, need = series.sample(1.0).num_effective, probes_for_share(margin, found.confidence)
+    if not (is_counted(found.measure) or found.difference == 0) or (need is not None and effective >= need):
+        return ""
+    more = f"at least {need:,} probes are needed" if need else "no number of probes is enough"
+    return f"; to show a margin of {margin:g} when nothing changes {more}, here are {found.n:,}"
 
 
 def _no_worse(limit: Limit) -> Limit:

@@ -60,7 +60,7 @@ def _corrected(raw: Sample, card: Card, ratio: float) -> Sample:
 
         def _found(self, confidence: float) -> Estimate:
             if ratio == 0.0:
-                draws = raw.num_clusters
+                draws = raw.num_effective
                 return correct_rate((raw.value or 0.0) * draws, draws, *counts, confidence=confidence)
             given: dict[str, Any] = {"ratio": ratio, "confidence": confidence}
             return correct_difference(raw.estimate(confidence), *counts, **given)

@@ -12,6 +12,7 @@ from typing import Any
 
 from demeanor.contract import Contract, Limit, Waiver
 from demeanor.errors import InputError
+from demeanor.prove.measured import Measured
 from demeanor.prove.series import Series
 from demeanor.records import Comparison, Estimate, LimitResult
 
@@ -29,13 +30,14 @@ def judge(behaviour: str, limit: Limit, series: Series | None, confidence: float
     kind, bound = limit.kind, limit.bound
     confidence = limit.confidence or confidence
     comparison = Comparison(behaviour, limit.measure, _NONE, _NONE, _NONE)
-    estimate, p, reason = _NONE, 1.0, ""
+    estimate, effective, p, reason = _NONE, 0.0, 1.0, ""
     keeps = holds = False
     if series is not None:
         comparison = series.compare(confidence)
         sample = series.sample(None if kind in ("max", "min") else bound if kind.endswith("_ratio") else 1.0)
+        effective = sample.num_effective
         estimate, target = sample.estimate(confidence), 0.0 if kind.endswith("_ratio") else bound
-        reason = _no_evidence(estimate)
+        reason = _no_evidence(estimate, effective)
         if estimate.value is not None and estimate.low is not None and estimate.high is not None:
             what = f"of after - {bound:g} * before " if kind.endswith("_ratio") else ""
             value, low, high = estimate.value, estimate.low, estimate.high
@@ -58,7 +60,7 @@ def judge(behaviour: str, limit: Limit, series: Series | None, confidence: float
                 )
             holds, reason = holds and not reason, reason or end
     else:
-        reason = _no_evidence(estimate)
+        reason = _no_evidence(estimate, effective)
     return LimitResult(
         id=limit.id(behaviour),
         behaviour=behaviour,
@@ -83,8 +85,8 @@ def judge(behaviour: str, limit: Limit, series: Series | None, confidence: float
     )
 
 
-def _no_evidence(estimate: Estimate) -> str:
-    """Why nothing can be said; "" when something can."""
+def _no_evidence(estimate: Estimate, effective: float) -> str:
+    """Why nothing can be said; "" when something can. `effective`: number of clusters of one size."""
     if estimate.value is None:
         return "not shown: there is no score"
     if estimate.unscored:
@@ -93,6 +95,11 @@ def _no_evidence(estimate: Estimate) -> str:
         return f"not shown: {estimate.n} probes are too few, at least {MIN_PROBES} are needed"
     if estimate.clusters is not None and estimate.clusters < MIN_PROBES:
         return f"not shown: {estimate.clusters} clusters of probes are too few, at least {MIN_PROBES} are needed"
+    if effective < MIN_PROBES:
+        return (
+            f"not shown: {estimate.clusters} clusters of probes of such unequal sizes count as {effective:.1f}, "
+            f"at least {MIN_PROBES} are needed"
+        )
     if estimate.low is None or estimate.high is None:
         return f"not shown: {estimate.n} probes give no interval"
     return ""
@@ -123,24 +130,29 @@ def waivers_in_effect(contract: Contract, today: date | None = None) -> list[dic
     return [waiver.model_dump(mode="json") for waiver in contract.waivers if waiver.until >= day]
 
 
-def fixed_limits(contract: Contract) -> list[dict[str, Any]]:
-    """The limits as they are stored before the training starts: {behaviour, limit, confidence}."""
+def fixed_limits(contract: Contract, measured: Measured | None = None) -> list[dict[str, Any]]:
+    """The limits as they are stored before the training starts: {behaviour, limit, confidence, measured}."""
     return [
         {
             "behaviour": name,
             "limit": limit.model_dump(mode="json", exclude_none=True),
             "confidence": limit.confidence or contract.measurement.confidence,
+            **({} if measured is None else {"measured": measured.of(name, limit)}),
         }
         for name, promise in contract.promises.items()
         for limit in promise.limits
     ]
 
 
-def weakened_limits(fixed: Sequence[dict[str, Any]], contract: Contract) -> tuple[str, ...]:
-    """Ids of the limits that were fixed and that no limit of the contract implies at their confidence.
+def weakened_limits(
+    fixed: Sequence[dict[str, Any]], contract: Contract, measured: Measured | None = None
+) -> tuple[str, ...]:
+    """Ids of the limits that were fixed and that no limit of the contract implies at their confidence, or that are now
+    measured otherwise, with what differs.
 
     A verdict that passes under stricter or additional limits passes under those that were fixed too; one that passes
-    only because a limit was loosened or removed, after the scores could be seen, has no level.
+    only because a limit was loosened, removed or given another meaning, after the scores could be seen, has no level.
+    Run folders of older versions do not say how their limits were measured.
 
     Raises:
         InputError: `fixed` is not what `fixed_limits` wrote.
@@ -149,6 +161,7 @@ def weakened_limits(fixed: Sequence[dict[str, Any]], contract: Contract) -> tupl
     for item in fixed:
         try:
             name, confidence, limit = item["behaviour"], float(item["confidence"]), Limit(**item["limit"])
+            then = dict(item.get("measured", {}))
         except (KeyError, TypeError, ValueError):
             raise InputError(
                 "the limits that were fixed before the training are damaged", where="manifest.json"
@@ -159,5 +172,10 @@ def weakened_limits(fixed: Sequence[dict[str, Any]], contract: Contract) -> tupl
             for own in (promise.limits if promise else ())
         )
         if not kept:
-            found.append(f"{limit.id(name)} at {confidence:.4g}")
+            found.append(f"{limit.id(name)} at {confidence:.4g}, max_regression {limit.regression:g}")
+        elif measured is not None and then:
+            now = measured.of(name, limit)
+            differing = [part for part, value in then.items() if now.get(part) != value]
+            if differing:
+                found.append(f"{limit.id(name)}, measured otherwise than was fixed ({', '.join(differing)})")
     return tuple(found)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from demeanor.attack_settings import is_over
 from demeanor.contract import Contract, Limit
-from demeanor.promises import BEST_OF_SAMPLES, PREFILL_RATE, is_counted, is_share, of_family, over_words
+from demeanor.promises import is_counted, is_sampled, is_share, over_words
 from demeanor.records import Probe
 
 
@@ -15,17 +15,25 @@ def power_notes(contract: Contract, probes: Sequence[Probe]) -> list[str]:
     """One line a limit that so few probes cannot show.
 
     For counted outcomes that is exact: what even a run without any violation cannot show. For exact probabilities it
-    rests on the assumption that the line states. Of nats, tokens and rewards nothing is known before the run.
+    rests on the assumption that the line states, and says how rare the kinds of prompt are that no probe need be of.
+    Of nats, tokens and rewards nothing is known before the run. Clusters of probes count as their effective number.
     """
-    from demeanor.significance import MASS_SHARE, MASS_VARIATION, probes_for_mass, probes_for_power, probes_for_share
+    from demeanor.significance import (
+        MASS_SHARE,
+        MASS_VARIATION,
+        probes_for_mass,
+        probes_for_power,
+        probes_for_share,
+        share_unseen,
+    )
 
     settings, notes = contract.measurement, []
     for name, promise in contract.promises.items():
         for limit in promise.limits:
             own = [probe for probe in probes if probe.behaviour == name and is_over(limit.over, probe)]
-            of_samples = of_family(limit.measure) in (BEST_OF_SAMPLES, PREFILL_RATE)
-            sampled = limit.measure.endswith("_sampled_rate") or of_samples
-            num = len({probe.cluster or probe.id for probe in own})
+            sampled = is_sampled(limit.measure)
+            sizes = Counter(probe.cluster or probe.id for probe in own).values()
+            num = sum(sizes) ** 2 // sum(size**2 for size in sizes) if own else 0
             if sampled:  # at most so many of the probes that were given, and of each family that was made
                 drawn = Counter(probe.attack if probe.wraps else None for probe in own)
                 num = min(num, sum(min(count, settings.max_sampled_probes) for count in drawn.values()))
@@ -52,6 +60,11 @@ def power_notes(contract: Contract, probes: Sequence[Probe]) -> list[str]:
                         f"{name}: {num:,} probes are few for {rule}: you need {need:,} where the mean is "
                         f"{MASS_SHARE:g} of the limit and the standard deviation {MASS_VARIATION:g} times the mean"
                     )
+                rare = 100 * share_unseen(num, confidence)
+                notes.append(
+                    f"{name}: whatever {num:,} probes show of {rule}, of kinds of prompt rarer than {rare:.2g} % they "
+                    "show nothing"
+                )
     return notes
 
 

@@ -19,7 +19,8 @@ def headline(verdict: Verdict, collateral: Collection[str]) -> str:
         end = "the contract states no limit, so nothing is proven"
     elif verdict.weakened:
         num_failed = num_failed or 1
-        end = f"{plural(len(verdict.weakened), 'limit was', 'limits were')} loosened or removed after the training"
+        were = plural(len(verdict.weakened), "limit was", "limits were")
+        end = f"{were} loosened, removed or measured otherwise after the training"
     elif num_failed:
         end = f"{num_failed} of {plural(len(limits), 'limit')} {'does' if num_failed == 1 else 'do'} not hold"
     elif num_waived:

@@ -98,7 +98,9 @@ def why_failed(verdict: Verdict, *, code: bool = False) -> str:
         return ""
     if verdict.weakened:
         named = ", ".join(_code(name) if code else name for name in verdict.weakened)
-        return f"Limits were loosened or removed after they had been fixed for the training: {named}"
+        return (
+            f"Limits were loosened, removed or measured otherwise after they had been fixed for the training: {named}"
+        )
     if not verdict.limits:
         return "The contract states no limit, so nothing is proven"
     return "No limit holds by its evidence, so nothing is proven"
