@@ -64,7 +64,7 @@ __all__ = [
     "unknown_to",
 ]
 
-STARTER = "starter"  # in `model`, `data.pairs` and `probes`: the embedded default
+STARTER = "starter"  # in `model` and `data.pairs`: the embedded default
 
 
 class Data(Section):
