@@ -13,8 +13,6 @@ from demeanor.errors import ContractError, one_line
 from demeanor.faults import fault
 from demeanor.sections import Section, Text
 
-JUDGEMENTS = ("violating", "safe", "other", "invalid")
-KINDS = ("rule", "refusal", "classifier", "model", "endpoint")
 # the keys that only some kinds have
 _OWN = {
     "refused": ("refusal",),
