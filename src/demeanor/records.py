@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -43,6 +44,11 @@ def content_id(*parts: Any) -> str:
     """A stable id: 16 hexadecimal digits of the SHA-256 of the parts as canonical JSON."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def mean(values: Sequence[float] | None) -> float | None:
+    """None of nothing."""
+    return sum(values) / len(values) if values else None
 
 
 def flat_text(text: str) -> str:
