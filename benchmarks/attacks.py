@@ -53,9 +53,7 @@ def main() -> None:
     for arm, settings in ARMS.items():
         found[arm] = measured(options.runs / arm.replace(" ", "-"), (*COMMON, *settings, *options.set))
         show(arm, found[arm])
-    told = {"arms": found, "held_out": HELD_OUT, "settings": COMMON, "machine": machine.describe()}
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(told, indent=1) + "\n")
+    machine.write(options.out, {"arms": found, "held_out": HELD_OUT, "settings": COMMON})
 
 
 def measured(folder: Path, settings: tuple[str, ...]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.faults import ROW_FAULTS, SET_FAULTS, Fault, Row, SetFault
 from demeanor.audit import CHECKS, Audit, Scope, audit_pairs
 from demeanor.contract import load_contract
@@ -190,7 +191,7 @@ def main() -> None:
         )
     if not options.only:
         result = {"seeds": options.seeds, "rate": options.rate, "lines": lines}
-        (HERE / "results" / "audit_faults.json").write_text(json.dumps(result, indent=1) + "\n")
+        machine.write(HERE / "results" / "audit_faults.json", result, with_machine=False)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from benchmarks import machine
 from demeanor.pairs import read_rows
 
 HERE = Path(__file__).parent
-HH = HERE.parents[1] / "shared/data/hh-rlhf/harmless-base.jsonl.gz"
 SEED = 0
 
 
@@ -53,14 +52,12 @@ def main() -> None:
                               "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)})  # fmt: skip
                 print(f"{size:8,}  {megabytes:6.0f}  {command:8}  {seconds:8.1f}  {1e3 * seconds / size:9.2f}  "
                       f"{peak / 2**20:8.0f}", flush=True)  # fmt: skip
-    options.out.parent.mkdir(exist_ok=True)
-    results = {"results": found, "seed": SEED, "machine": machine.describe()}
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    machine.write(options.out, {"results": found, "seed": SEED})
 
 
 def altered(size: int) -> Iterator[dict[str, str]]:
     """Rows of the real shape; the first are the real ones."""
-    rows = [row for _, row in read_rows(HH)]
+    rows = [row for _, row in read_rows(machine.HH)]
     words = re.findall(r"[A-Za-z]{3,}", " ".join(row["chosen"] for row in rows))
     rng = random.Random(SEED)
     yield from rows[:size]

@@ -139,9 +139,8 @@ def main() -> None:
             "blimp_by_paradigm": by_paradigm(options.shared / "blimp" / "blimp_sample.jsonl", workspace),
             "texts": options.texts,
             "confidence": verdict.confidence,
-            "machine": machine.describe(),
         }
-    options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    machine.write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ Prints the tables and writes them, with the machine, the versions and the seeds,
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,8 @@ def main() -> None:
     print_verdict(verdict, contract.collateral)
     print_figures(found)
     about = {"settings": contract.measurement.model_dump(mode="json"), "seed": contract.measurement.seed}
-    about |= {"training": contract.training.model_dump(mode="json"), "machine": machine.describe()}
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps({"behaviours": found, "passed": verdict.passed, **about}, indent=1) + "\n")
+    about |= {"training": contract.training.model_dump(mode="json")}
+    machine.write(options.out, {"behaviours": found, "passed": verdict.passed, **about})
 
 
 def measured(contract: Contract, folder: Path) -> tuple[Verdict, list[Score]]:

@@ -74,9 +74,7 @@ def main() -> None:
             f"{result['before']['value']:12.2f} → {after.value:.2f}  "
             f"{change.value:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
         )
-    found = {"arms": results, "seed": SEED, "steps": options.steps, "machine": machine.describe()}
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    machine.write(options.out, {"arms": results, "seed": SEED, "steps": options.steps})
 
 
 def sampled_pairs(num: int) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -12,8 +13,9 @@ from typing import Any
 
 from demeanor.train.memory import PeakMemory
 
-__all__ = ["PeakMemory", "describe", "matrix_rate"]
+__all__ = ["HH", "PeakMemory", "describe", "matrix_rate", "spelt", "write"]
 
+HH = Path(__file__).resolve().parents[2] / "shared/data/hh-rlhf/harmless-base.jsonl.gz"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "demeanor")
 
 
@@ -35,6 +37,20 @@ def describe() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def write(path: Path, found: dict[str, Any], *, with_machine: bool = True) -> None:
+    """The figures as JSON, and under `machine` what `describe` says, unless each part of them states its own."""
+    if with_machine:
+        found = {**found, "machine": {**describe(), **found.get("machine", {})}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+def spelt(estimate: dict[str, Any]) -> str:
+    """An estimate's value with its interval, if it has one."""
+    low, high = estimate["low"], estimate["high"]
+    return f"{estimate['value']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def matrix_rate(dtype: Any, size: int = 2048, seconds: float = 0.6) -> float:

@@ -32,7 +32,6 @@ import numpy as np
 from benchmarks import machine
 
 HERE = Path(__file__).parent
-PAIRS = HERE.parents[1] / "shared" / "data" / "hh-rlhf" / "harmless-base.jsonl.gz"
 RIVALS = ("demeanor", "datasketch")
 NUM_PERM = 128
 N = 3
@@ -167,7 +166,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[2_000, 20_000, 170_000])
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--pairs", type=Path, default=PAIRS)
+    parser.add_argument("--pairs", type=Path, default=machine.HH)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "near_duplicates.json")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -188,8 +187,7 @@ def main() -> None:
         kept[f"{size} texts"] = {
             **result, "threshold": options.threshold, "words_a_text": words, "seed": 0, "machine": about,
         }  # fmt: skip
-        options.out.parent.mkdir(exist_ok=True)
-        options.out.write_text(json.dumps(kept, indent=1) + "\n")
+        machine.write(options.out, kept, with_machine=False)
 
 
 if __name__ == "__main__":

@@ -95,11 +95,9 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
             "split": planned[0].contract.data.seed,
         },
         "failed": swept.failed,
-        "machine": machine.describe(),
     }
     show(found)
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1).replace(f"{runs}/", "") + "\n")  # no path of this machine
+    machine.write(options.out, json.loads(json.dumps(found).replace(f"{runs}/", "")))  # no path of this machine
     return swept.failed
 
 
@@ -139,19 +137,14 @@ def _comparisons(run: Workspace, measures: Iterable[str]) -> list[Comparison]:
 
 def show(found: dict[str, Any]) -> None:
     if model := found["reward_model"]:
-        told = ", ".join(f"{name} {_spelt(own)} (n = {own['n']})" for name, own in model["accuracy"].items())
+        told = ", ".join(f"{name} {machine.spelt(own)} (n = {own['n']})" for name, own in model["accuracy"].items())
         print(f"reward model: accuracy {told}; {model['seconds']:.0f} s, peak {model['peak_bytes'] / 2**20:.0f} MiB")
     for name, rows in found["sampled"].items():
         for row in rows:
             before, after, difference = (row[side] for side in ("before", "after", "difference"))
             what = f"{name}, {row['behaviour']}, {row['measure']}"
-            change = f"{before['value']:.4f} -> {after['value']:.4f}, {_spelt(difference)}"
+            change = f"{before['value']:.4f} -> {after['value']:.4f}, {machine.spelt(difference)}"
             print(f"{what}: {change} (n = {difference['n']}), p = {row['p_holm']:.2g}")
-
-
-def _spelt(estimate: dict[str, Any]) -> str:
-    low, high = estimate["low"], estimate["high"]
-    return f"{estimate['value']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def _completed(item: Combination, reward_model: Path | None, has_steps: bool) -> Combination:

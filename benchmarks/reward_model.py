@@ -94,11 +94,10 @@ def measure(options: argparse.Namespace) -> None:
         "policies": {run.folder.name: policy(run) for run in (rloo, dpo)},
         "seeds": {"reward models": list(range(options.seeds)), "policies": 0, "split": 0, "measurement": 0},
         "set": options.set,
-        "machine": {**machine.describe(), "shared_with_other_work": not options.quiet_machine},
+        "machine": {"shared_with_other_work": not options.quiet_machine},
     }  # fmt: skip
     show(found)
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    machine.write(options.out, found)
 
 
 # --- ours
@@ -161,8 +160,8 @@ def accuracy_of(ours: Sequence[list[Score]], plain: Sequence[dict[str, Any]]) ->
 def show(found: dict[str, Any]) -> None:
     reward = found["reward_model"]
     for name, own in reward["accuracy"].items():
-        print(f"held-out accuracy, {name}: {_spelt(own)} (n = {own['n']})")
-    print(f"length alone: {_spelt(reward['ours'][0]['length_accuracy']['after'])}")
+        print(f"held-out accuracy, {name}: {machine.spelt(own)} (n = {own['n']})")
+    print(f"length alone: {machine.spelt(reward['ours'][0]['length_accuracy']['after'])}")
     for name in ("ours", "plain"):
         for seed, own in enumerate(reward[name]):
             print(f"reward model {name}, seed {seed}: {own['seconds']:.0f} s, peak {own['peak_bytes'] / 2**20:.0f} MiB")
@@ -170,13 +169,8 @@ def show(found: dict[str, Any]) -> None:
         sides = own["reward"]
         print(
             f"{name}: reward {sides['before']['value']:.3f} -> {sides['after']['value']:.3f}, "
-            f"{_spelt(sides['difference'])}; {own['seconds']:.0f} s, peak {own['peak_bytes'] / 2**20:.0f} MiB"
+            f"{machine.spelt(sides['difference'])}; {own['seconds']:.0f} s, peak {own['peak_bytes'] / 2**20:.0f} MiB"
         )
-
-
-def _spelt(estimate: dict[str, Any]) -> str:
-    low, high = estimate["low"], estimate["high"]
-    return f"{estimate['value']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 # --- the plain reference

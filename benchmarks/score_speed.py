@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import random
 import statistics
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.train_speed import HH, SHAPES, real_pairs
+from benchmarks.train_speed import SHAPES, real_pairs
 
 HERE = Path(__file__).parent
 SEED = 0
@@ -53,15 +52,13 @@ def main() -> None:
         "load": load,
         "lm_eval": importlib.metadata.version("lm-eval"),
         "seed": SEED,
-        "machine": machine.describe(),
     }
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps({"models": found, **about}, indent=1) + "\n")
+    machine.write(options.out, {"models": found, **about})
 
 
 def items(num: int, candidates: int, kind: str) -> list[Item]:
     rng = random.Random(SEED)
-    pairs = real_pairs(HH)
+    pairs = real_pairs(machine.HH)
     prompts = [p["prompt_ids"] for p in pairs if PROMPT_TOKENS[0] <= len(p["prompt_ids"]) <= PROMPT_TOKENS[1]]
     replies = [p[side] for p in pairs for side in ("chosen_ids", "rejected_ids")]
     least, most = CANDIDATES[kind]

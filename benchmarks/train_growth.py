@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.train_speed import HERE, HH, SHAPES, real_pairs
+from benchmarks.train_speed import HERE, SHAPES, real_pairs
 
 LONG_TOKENS, LONG_VOCABULARY = 4096, 32_000
 
@@ -99,7 +99,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", nargs="+", type=int, default=[200, 2000])
-    parser.add_argument("--pairs", type=Path, default=HH)
+    parser.add_argument("--pairs", type=Path, default=machine.HH)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "train_growth.json")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -127,8 +127,7 @@ def main() -> None:
             f"{title:52}{found['ms_a_pair'] or '-':>10}{found['training_seconds']:>12}{found['reference_seconds']:>13}"
             f"{found['peak_mib_above_weights']:>24}\n    {found['reference']}"
         )
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps({**results, "machine": machine.describe()}, indent=1) + "\n")
+    machine.write(options.out, results)
 
 
 if __name__ == "__main__":

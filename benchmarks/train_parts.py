@@ -10,7 +10,6 @@ a pair, and how many per cent longer it takes without the part.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import time
@@ -23,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import machine
-from benchmarks.train_speed import HERE, HH, SHAPES, Pair, real_pairs, sample
+from benchmarks.train_speed import HERE, SHAPES, Pair, real_pairs, sample
 from demeanor.model import keep_freed_memory
 from demeanor.train import elementwise, engine, native
 from demeanor.train.dpo import PairCollator
@@ -103,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shapes", nargs="+", default=["25m"], choices=SHAPES)
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 16])
-    parser.add_argument("--pairs", type=Path, default=HH)
+    parser.add_argument("--pairs", type=Path, default=machine.HH)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "train_parts.json")
     options = parser.parse_args()
@@ -118,10 +117,7 @@ def main() -> None:
             for name, value in found.items():
                 if name:
                     print(f"    {name:24}{value:>8.2f}{value / found[''] - 1:>+8.0%}")
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(
-        json.dumps({**results, "repeats": options.repeats, "machine": machine.describe()}, indent=1) + "\n"
-    )
+    machine.write(options.out, {**results, "repeats": options.repeats})
 
 
 if __name__ == "__main__":

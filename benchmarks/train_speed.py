@@ -35,7 +35,6 @@ from typing import Any
 from benchmarks import machine
 
 HERE = Path(__file__).parent
-HH = HERE.parents[1] / "shared/data/hh-rlhf/harmless-base.jsonl.gz"
 SHAPES: dict[str, dict[str, Any]] = {
     "25m": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
             "num_key_value_heads": 8, "vocab_size": 8192, "tie_word_embeddings": True},
@@ -431,7 +430,7 @@ def main() -> None:
         choices=[*RIVALS, *FREE, *(f"{name}-{kind}" for name in FREE for kind in ("c", "ours"))],
     )
     parser.add_argument("--data", default="pairs", choices=["pairs", "brand-voice"])
-    parser.add_argument("--pairs", type=Path, default=HH)
+    parser.add_argument("--pairs", type=Path, default=machine.HH)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, help="optimiser steps a turn (default: 32 pairs, at least 4 steps)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "train_speed.json")
@@ -451,8 +450,7 @@ def main() -> None:
             print(table(f"{shape} {options.data}", batch, result), flush=True)
             kept[f"{shape} {options.data} batch {batch}"] = {**result, "steps": steps, "repeats": options.repeats,
                                                            "machine": machine.describe(), "seed": 0}  # fmt: skip
-            options.out.parent.mkdir(exist_ok=True)
-            options.out.write_text(json.dumps(kept, indent=1) + "\n")
+            machine.write(options.out, kept, with_machine=False)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from conftest import contract_of, shared
 
 from demeanor.attack_settings import FAMILIES, GROUPS, Attacks, is_over
-from demeanor.attacks import attack_pairs, attack_probes, built_in, wanted
+from demeanor.attacks import attack_pairs, attack_probes, built_in, hold_out, wanted
 from demeanor.attacks.encodings import LEET, ZERO_WIDTH
 from demeanor.attacks.family import SLOT, Shot
 from demeanor.attacks.rewording import past_tense
@@ -305,3 +305,11 @@ def test_groups_of_probes() -> None:
         "poem": [False, True, False],
         "encoding": [False, False, True],
     }
+
+
+def test_a_limit_over_attacks_that_are_not_there_is_named_where_it_stands() -> None:
+    limits = [{"measure": "violating_logp", "max": 0, "over": "unseen"}]
+    for section in ("behaviours", "collateral"):
+        contract = contract_of(**{section: {"kept": {"limits": limits}}})
+        with pytest.raises(InputError, match=rf"{section}\.kept\.limits\.0\.over: kept has no probe that is unseen"):
+            hold_out(contract, None, [], [Probe("p", "kept", PROMPT, ("Bad.",), ("Good.",))])  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from demeanor.audit.damage import (
 from demeanor.audit.language import is_mixed, language_of
 from demeanor.audit.shape import alternates
 from demeanor.pairs import PairStore
+from demeanor.pairs.reasons import ALL_TIED, BAD_RANKS, REASONS, REMEDIES, TOO_FEW, TWO_RANKS
 from demeanor.records import Message
 from demeanor.starter import starter_file
 from tests.conftest import shared
@@ -194,6 +195,21 @@ def test_the_check_names_the_pairs_and_the_side(tmp_path: Path) -> None:
     for row in rows[20:]:
         row["chosen"] = CUT[1]
     assert audit(rows, tmp_path)["cut_off"][0].severity == "blocks"
+
+
+def test_every_reason_has_a_remedy_and_a_tied_list_is_told(tmp_path: Path) -> None:
+    assert set(REMEDIES) == set(REASONS)
+    lists: list[dict[str, Any]] = [
+        {"prompt": f"Why is it stiff? ({n})", "replies": ["Oil it.", "Turn it.", "Wait."], "scores": [3, 2, 1]}
+        for n in range(20)
+    ]
+    lists[3]["scores"], lists[4]["scores"] = [2, 2, 2], [1, 2]
+    lists[5] |= {"replies": ["Oil it."], "scores": [3]}
+    lists[6]["replies"] = ["Oil it.", "Turn it.", "Oil it."]
+    found = audit(lists, tmp_path)
+    for reason, row in {ALL_TIED: 4, BAD_RANKS: 5, TOO_FEW: 6, TWO_RANKS: 7}.items():
+        finding = found[reason.replace(" ", "_")][0]
+        assert finding.remedy == REMEDIES[reason] and f"(row {row})" in finding.what
 
 
 def test_a_missing_end_tells_where_the_others_have_one(tmp_path: Path) -> None:

@@ -233,6 +233,18 @@ def test_init_sets_keys_and_keeps_its_comments(demeanor: Command, tmp_path: Path
     assert code == 2 and "did you mean beta" in err and not (tmp_path / "other").exists()
 
 
+def test_keys_are_those_of_every_section(demeanor: Command) -> None:
+    lines = demeanor("init", "--keys")[1].splitlines()
+    for start in (
+        "measurement.served.SIDE.timeout_s [120.0]: seconds for a reply",
+        "objective orpo: SFT - beta log s(log odds(w) - log odds(l))",
+        "measure text_logp_per_token: ",
+    ):
+        assert [line for line in lines if line.startswith(start)], start
+    (beta,) = (line for line in lines if line.startswith("training.beta "))
+    assert "default by objective: simpo 2, orpo 0.5, grpo 0.04, rloo 0.04, all others 0.1" in beta
+
+
 def test_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "demeanor", "--help"], capture_output=True, text=True, check=True)
     assert "demo" in done.stdout

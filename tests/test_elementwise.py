@@ -10,7 +10,7 @@ import torch
 
 from demeanor.train import elementwise
 
-needs_compiler = pytest.mark.skipif(not elementwise._has_compiler(), reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(elementwise.find_compiler() is None, reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -76,9 +76,9 @@ def test_what_compiles_to_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPa
 
 
 def test_it_is_worth_it_for_long_trainings_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elementwise, "_has_compiler", lambda: True)
+    monkeypatch.setattr(elementwise, "find_compiler", lambda: "c++")
     assert elementwise.worth_compiling(8, 512, 1_000_000, "cpu")
     assert not elementwise.worth_compiling(8, 512, 100_000, "cpu")
     assert not elementwise.worth_compiling(8, 512, 1_000_000, "cuda")
-    monkeypatch.setattr(elementwise, "_has_compiler", lambda: False)
+    monkeypatch.setattr(elementwise, "find_compiler", lambda: None)
     assert not elementwise.worth_compiling(8, 512, 1_000_000, "cpu")

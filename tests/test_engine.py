@@ -449,7 +449,7 @@ def test_logps_and_gradients_are_trls(make: Maker, family: str, targets: Any, da
     assert abs(trl.logs["rewards/margins"]) > 1e-4  # the adapter is not 0: policy and reference differ
 
 
-@pytest.mark.skipif(not elementwise._has_compiler(), reason="no C++ compiler")
+@pytest.mark.skipif(elementwise.find_compiler() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("family", [pytest.param("qwen3", marks=pytest.mark.slow), "gemma"])
 def test_compiled_arithmetic_changes_none_of_it(make: Maker, family: str) -> None:
     assert elementwise.compile_all() is None

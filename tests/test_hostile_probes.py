@@ -113,9 +113,11 @@ def test_when_all_pairs_are_probes_nothing_is_trained(llama: Path, tmp_path: Pat
 def test_an_empty_behaviour_is_said(llama: Path, tmp_path: Path) -> None:
     plan = planned(tmp_path, llama, PAIRS, PROBES, more={"nothing": {"about": "Stated, and no more."}})
     assert "nothing has no probe and no limit: nothing is measured of it" in plan.notes
-    with pytest.raises(InputError, match="the behaviour nothing has limits but no probe"):
+    with pytest.raises(InputError, match=r"behaviours\.nothing: nothing has limits but no probe"):
         limits = [{"measure": "violating_logp", "max": 0}]
         planned(tmp_path, llama, PAIRS, PROBES, more={"nothing": {"limits": limits}})
+    with pytest.raises(InputError, match=r"collateral\.nothing: nothing has limits but no probe"):
+        planned(tmp_path, llama, PAIRS, PROBES, collateral={"nothing": {"limits": limits}})
 
 
 @pytest.mark.parametrize("rows", [[], [{"prompt": "", "chosen": "a", "rejected": "b"}], [{"sentence_good": "a"}]])

@@ -204,7 +204,6 @@ def test_every_shape_of_a_labelled_reply(row: dict[str, Any], tmp_path: Path) ->
     assert [(p.prompt[-1].content, p.chosen, p.rejected) for p in result.pairs] == [
         ("Hi", "Hello.", ""), ("Hi", "", "Hello.")
     ]  # fmt: skip
-    assert all(p.is_single for p in result.pairs)
     good, bad_probe = (Probe.from_pair(p, "x") for p in result.pairs)
     assert (good.safe, good.violating, bad_probe.safe, bad_probe.violating) == (("Hello.",), (), (), ("Hello.",))
     with pytest.raises(PairsError, match=r"single replies are what `training.objective: kto` takes"):

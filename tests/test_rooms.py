@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -39,6 +40,14 @@ def imports_of(path: Path) -> set[str]:
 def test_every_file_has_a_room() -> None:
     rooms = {room_of(path) for path in SOURCE.rglob("*.py")} - {"__init__"}
     assert rooms == set(ORDER)
+
+
+def test_the_readme_names_every_room_and_the_files_of_the_largest() -> None:
+    readme = (SOURCE.parents[1] / "README.md").read_text("utf-8")
+    named = set(re.findall(r"^ {6,8}([\w.]+)/? ", readme, re.MULTILINE))
+    files = {path.name for path in [*SOURCE.glob("*.py"), *SOURCE.glob("train/*.py"), *SOURCE.glob("measure/*.py")]}
+    assert files - {"__init__.py", "__main__.py"} <= named
+    assert {path.parent.name for path in SOURCE.glob("*/__init__.py")} <= named
 
 
 def test_imports_go_up() -> None:

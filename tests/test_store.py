@@ -36,13 +36,6 @@ def test_it_holds_what_was_read(tmp_path: Path) -> None:
     assert again.block(0, 51) == expected
 
 
-def test_of_rows_that_were_read_already(tmp_path: Path) -> None:
-    result = read_pairs(write(tmp_path / "one.jsonl", 25, bad=2))
-    (tmp_path / "store").mkdir()
-    store = PairStore.of([*result.pairs, *result.dropped], tmp_path / "store")
-    assert list(store) == list(result.pairs) and store.sources == {"one.jsonl": 27} and store.dropped.total() == 2
-
-
 def test_nothing_named(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match="no pairs were named"):
         PairStore.collect([], tmp_path)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import contract_of
 
 from demeanor.contract import Contract
-from demeanor.errors import ContractError, InputError
+from demeanor.errors import ContractError, InputError, StageError
 from demeanor.measure import measure_model
 from demeanor.measure.tasks import check_tasks, task_scores, tasks_identity
 from demeanor.model import end_of_turn_ids, find_model, load_model, load_tokenizer
 from demeanor.pairs.probes import read_probes
+from demeanor.prove import prove_contract
 from demeanor.tokens import make_tokenizer
 
 SENTENCES = [
@@ -79,6 +82,67 @@ def test_without_the_harness_the_plan_says_how_to_get_it(monkeypatch: pytest.Mon
     assert known["capability"][1] == "0.4.13"
 
 
+def fake_harness(monkeypatch: pytest.MonkeyPatch, items: list[dict[str, Any]]) -> list[Any]:
+    """lm_eval that logs these items of a task called sums, whatever the model; returns the models that it is given."""
+    given: list[Any] = []
+
+    def simple_evaluate(**settings: Any) -> dict[str, Any]:
+        given.append(settings["model"])
+        return {"samples": {"sums": items}}
+
+    for name, attributes in {
+        "lm_eval": {"simple_evaluate": simple_evaluate},
+        "lm_eval.models.huggingface": {"HFLM": lambda **settings: settings["pretrained"]},
+        "lm_eval.tasks": {"TaskManager": lambda **settings: None},
+    }.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**attributes))
+    return given
+
+
+def items_of(filters: dict[str, list[float]]) -> list[dict[str, Any]]:
+    return [
+        {"doc_id": place, "filter": name, "metrics": ["exact_match"], "exact_match": value}
+        for name, values in filters.items()
+        for place, value in enumerate(values)
+    ]
+
+
+def test_of_several_filters_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_harness(monkeypatch, items_of({"strict-match": [0, 1, 0], "flexible-extract": [1, 1, 0]}))
+    for metric, values in {
+        "exact_match": [0, 1, 0],
+        "exact_match,strict-match": [0, 1, 0],
+        "exact_match,flexible-extract": [1, 1, 0],
+    }.items():
+        contract = of({"names": ["sums"], "metric": metric})
+        before, after = (task_scores("a model", None, contract, side) for side in ("before", "after"))
+        assert [(score.probe_id, score.values["task_accuracy"]) for score in before] == [
+            (f"sums:{place}", value) for place, value in enumerate(values)
+        ]
+        found = prove_contract(before, after, contract).comparisons[0]  # raises where a side names a probe twice
+        assert (found.measure, found.before.n) == ("task_accuracy", 3)
+    with pytest.raises(StageError, match="no filter best; it has strict-match, flexible-extract"):
+        task_scores("a model", None, of({"names": ["sums"], "metric": "exact_match,best"}), "before")
+    with pytest.raises(StageError, match="no metric acc an item; it has exact_match"):
+        task_scores("a model", None, of("sums"), "before")
+
+
+def test_two_items_of_one_id_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_harness(monkeypatch, [*items_of({"none": [0, 1]}), *items_of({"none": [1]})])
+    with pytest.raises(StageError, match="the task sums gives 3 items 2 ids"):
+        task_scores("a model", None, of({"names": ["sums"], "metric": "exact_match"}), "before")
+
+
+def test_a_served_model_has_no_task_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = fake_harness(monkeypatch, items_of({"none": [0, 1]}))
+    contract = of({"names": ["sums"], "metric": "exact_match"})
+    scores = task_scores(None, None, contract, "before")
+    assert given == ["dummy"]  # never HFLM around None
+    assert [(score.probe_id, score.values) for score in scores] == [
+        ("sums:0", {"task_accuracy": None}), ("sums:1", {"task_accuracy": None}),
+    ]  # fmt: skip
+
+
 def test_the_scores_of_a_task_are_the_harness_s_own_and_those_of_minimal_pairs(tmp_path: Path) -> None:
     """Items one by one; and the sentences' log-probabilities are the same where each measures them alone."""
     pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
@@ -115,3 +179,7 @@ def test_the_scores_of_a_task_are_the_harness_s_own_and_those_of_minimal_pairs(t
             assert score.values[f"{name}_sentence_logp"] == pytest.approx(theirs, abs=1e-4 * abs(theirs))
     again = contract_of(collateral={"capability": {"tasks": {**settings, "limit": 2}}})
     assert len(task_scores(model, inner, again, "after")) == 2
+    unknown = task_scores(None, None, again, "after")  # the harness's own names of the items, without a model
+    assert [(score.probe_id, score.values["task_accuracy"]) for score in unknown] == [
+        ("sentences:0", None), ("sentences:1", None),
+    ]  # fmt: skip

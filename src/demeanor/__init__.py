@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     # verbs
     "read_pairs": "demeanor.pairs",
+    "audit_pairs": "demeanor.audit",
     "curate_pairs": "demeanor.curate",
     "split_pairs": "demeanor.curate",
     "train_adapter": "demeanor.train",
@@ -31,7 +32,9 @@ _HOME = {
     "Workspace": "demeanor.workspace",
     "Message": "demeanor.records",
     "PreferencePair": "demeanor.records",
+    "PairStore": "demeanor.pairs",
     "DroppedRow": "demeanor.records",
+    "Finding": "demeanor.records",
     "Probe": "demeanor.records",
     "Reply": "demeanor.records",
     "Score": "demeanor.records",
@@ -48,12 +51,13 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from demeanor.audit import audit_pairs
     from demeanor.compare import compare_runs
     from demeanor.contract import Contract, load_contract
     from demeanor.curate import curate_pairs, split_pairs
     from demeanor.errors import DemeanorError, InputError, Interrupted, StageError
     from demeanor.measure import measure_model
-    from demeanor.pairs import read_pairs
+    from demeanor.pairs import PairStore, read_pairs
     from demeanor.pipeline import run
     from demeanor.plan import plan_run
     from demeanor.prove import prove_contract
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
         Comparison,
         DroppedRow,
         Estimate,
+        Finding,
         LimitResult,
         Message,
         PreferencePair,

@@ -65,7 +65,7 @@ __all__ = [
     "unknown_to",
 ]
 
-STARTER = "starter"  # in `model`, `data.pairs` and `probes`: the embedded default
+STARTER = "starter"  # in `model` and `data.pairs`: the embedded default
 
 
 class Data(Section):
@@ -169,7 +169,7 @@ class Measurement(Section):
 
 
 class Contract(Section):
-    """The whole promise. `root` is the folder that relative paths start from; it is not part of the file."""
+    """The whole promise."""
 
     name: str = Field("run", min_length=1, description="a name for the report")
     model: Text = Field(
@@ -321,6 +321,10 @@ class Contract(Section):
         """Every behaviour or collateral that is measured, by id."""
         trained = {k: b for k, b in self.behaviours.items() if b.kind == "permanent"}
         return {**trained, **self.collateral}
+
+    def section_of(self, name: str) -> str:
+        """The key of a promise: behaviours.ID or collateral.ID."""
+        return f"{'collateral' if name in self.collateral else 'behaviours'}.{name}"
 
     @property
     def attacked(self) -> tuple[str, ...]:

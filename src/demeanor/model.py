@@ -187,6 +187,19 @@ def _named(model: Any, source: ModelSource) -> Any:
     return model
 
 
+def config_of(source: ModelSource) -> dict[str, Any]:
+    """The model's configuration as its file states it; of a model with several parts that of its text."""
+    config = json.loads((source.base / "config.json").read_text("utf-8"))
+    return {**config, **config.get("text_config", {})}
+
+
+def positions_of(source: ModelSource) -> int | None:
+    """How many positions the model has, None where its configuration names no number."""
+    config = config_of(source)
+    found: int | None = config.get("max_position_embeddings") or config.get("n_positions")
+    return found
+
+
 def end_of_turn_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token ids that end a reply: the tokenizer's, then those that the model's generation settings name."""
     try:

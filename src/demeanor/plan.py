@@ -20,7 +20,7 @@ from demeanor.errors import InputError, PairsError
 from demeanor.judges import make_judges
 from demeanor.measure import check_samplers
 from demeanor.measure.tasks import check_tasks
-from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer
+from demeanor.model import ModelSource, end_of_turn_ids, find_model, load_tokenizer, positions_of
 from demeanor.objectives import OBJECTIVES
 from demeanor.pairs import read_pairs
 from demeanor.pairs.probes import read_probes
@@ -154,7 +154,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
         named = ", ".join(f"{count} of {name}" for name, count in unknown.items())
         notes.append(f"pairs of behaviours that the contract does not name, trained on but without limits: {named}")
     probes = _read_probes(contract, tokenizer, heldout, dropped, notes)
-    probes, told = add_attacks(contract, tokenizer, probes, _positions(source))
+    probes, told = add_attacks(contract, tokenizer, probes, positions_of(source))
     notes += told
     train, leaked, told = without_asked(train, probes)
     dropped += [_drop(pair, reason) for pair, reason in leaked]
@@ -193,23 +193,13 @@ def _note_on_lists(contract: Contract, train: list[PreferencePair]) -> list[str]
 
 def _within_context(contract: Contract, source: ModelSource) -> tuple[Contract, list[str]]:
     """The contract with a max_length that the model's positions allow, and a note when it was lowered to them."""
-    context, training = _positions(source), contract.training
+    context, training = positions_of(source), contract.training
     if context is None or training.max_length <= context:
         return contract, []
     shorter = training.model_copy(update={"max_length": context})
     return contract.model_copy(update={"training": shorter}), [
         f"max_length is {context}: the model has no more positions"
     ]
-
-
-def _positions(source: ModelSource) -> int | None:
-    """That the model's configuration names."""
-    import json
-
-    config = json.loads((source.base / "config.json").read_text("utf-8"))
-    config = {**config, **config.get("text_config", {})}
-    found: int | None = config.get("max_position_embeddings") or config.get("n_positions")
-    return found
 
 
 def _check_openings(contract: Contract, tokenizer: Tokenizer) -> None:
@@ -389,8 +379,8 @@ def _read_probes(
     for name, promise in contract.promises.items():
         if promise.limits and promise.tasks is None and not any(probe.behaviour == name for probe in probes):
             raise InputError(
-                f"the behaviour {name} has limits but no probe",
-                where=f"behaviours.{name}",
+                f"{name} has limits but no probe",
+                where=contract.section_of(name),
                 remedy="name a file of probes, or pairs whose behaviour is this",
             )
     notes += check_answerable(contract, probes)

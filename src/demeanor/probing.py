@@ -14,11 +14,11 @@ from demeanor.audit.texts import prompt_text
 from demeanor.contract import Contract, Promise
 from demeanor.errors import InputError
 from demeanor.objectives import OBJECTIVES
-from demeanor.records import PreferencePair, Probe, content_id
+from demeanor.promises import JOINT
+from demeanor.records import PreferencePair, Probe, content_id, flat_text
 
 NEAR = 0.8  # Jaccard of word 3-grams from which two prompts are taken for the same question
 _OF_SENTENCES, _OF_TEXTS = ("minimal_pair_accuracy",), ("text_logp_per_token", "neutral_kl")
-_JOINT = ("reward_accuracy", "length_accuracy", "validation_loss", "displaced_share")
 _OF_PLAIN = _OF_SENTENCES + _OF_TEXTS
 
 
@@ -34,7 +34,9 @@ def distinct_probes(probes: Sequence[Probe]) -> tuple[list[Probe], list[str]]:
         repeated = Counter(probe.behaviour for probe in probes) - Counter(probe.behaviour for probe in kept)
         named = ", ".join(f"{count:,} of {name}" for name, count in repeated.items())
         notes.append(f"probes that stand in their file twice, asked once: {named}")
-    keys = [(p.behaviour, *((turn.role, _flat(turn.content)) for turn in p.prompt)) if p.prompt else None for p in kept]
+    keys = [
+        (p.behaviour, *((turn.role, flat_text(turn.content)) for turn in p.prompt)) if p.prompt else None for p in kept
+    ]
     groups: dict[int, str] = {}
     near = 0
     for name in dict.fromkeys(probe.behaviour for probe in kept):
@@ -67,8 +69,8 @@ def without_asked(
 
     The last turn decides word for word; nearly the same are whole prompts, attacks among them left out.
     """
-    asked = {_flat(probe.prompt[-1].content) for probe in probes if probe.prompt}
-    exact = [_flat(pair.prompt[-1].content) in asked for pair in train]
+    asked = {flat_text(probe.prompt[-1].content) for probe in probes if probe.prompt}
+    exact = [flat_text(pair.prompt[-1].content) in asked for pair in train]
     texts = [prompt_text(probe.prompt) for probe in probes if probe.prompt and probe.attack is None]
     rest = [place for place, pair in enumerate(train) if not exact[place] and pair.attack is None]
     links, _ = near_duplicates(shingle([prompt_text(train[p].prompt) for p in rest]), NEAR, other=shingle(texts))
@@ -97,13 +99,12 @@ def check_answerable(contract: Contract, probes: Sequence[Probe]) -> list[str]:
     """
     notes = []
     for name, promise in contract.promises.items():
-        section = "collateral" if name in contract.collateral else "behaviours"
         own = [probe for probe in probes if probe.behaviour == name]
         replied = all(probe.prompt and (probe.safe or probe.violating) for probe in own)
         if OBJECTIVES[contract.training.objective].trains_reward_model and (promise.tasks or not replied):
             raise InputError(
                 "a reward model rewards replies, and has nothing else to say",
-                where=f"{section}.{name}",
+                where=contract.section_of(name),
                 remedy="give probes that are pairs",
             )
         if promise.tasks is not None:
@@ -114,14 +115,14 @@ def check_answerable(contract: Contract, probes: Sequence[Probe]) -> list[str]:
         if not any(_answers(probe, promise, contract) for probe in own):
             raise InputError(
                 f"the probes of {name} are prompts without replies, and nothing can be measured with them",
-                where=f"{section}.{name}",
+                where=contract.section_of(name),
                 remedy="state openings or a judge (and measurement.samples above 0)",
             )
         for place, limit in enumerate(promise.limits):
             if not any(_can_answer(probe, promise, limit.measure) for probe in own):
                 raise InputError(
                     f"its probes cannot answer {limit.measure}: {_needs(limit.measure, own[0])}",
-                    where=f"{section}.{name}.limits.{place}",
+                    where=f"{contract.section_of(name)}.limits.{place}",
                     remedy="give another file of probes, or another measure",
                 )
     return notes
@@ -139,7 +140,7 @@ def _can_answer(probe: Probe, promise: Promise, measure: str) -> bool:
         return measure in (_OF_SENTENCES if probe.violating else _OF_TEXTS)
     if measure in _OF_PLAIN:
         return measure == "neutral_kl" and bool(promise.probes and probe.safe) and not probe.violating
-    if promise.probes and probe.safe and not probe.violating and measure in _JOINT:
+    if promise.probes and probe.safe and not probe.violating and measure in JOINT:
         return False  # a neutral dialog's reply was labelled by nobody
     if not (probe.safe or probe.violating):
         kinds = ("_sampled_rate", "_corrected_rate", "_opening_mass", "_adaptive_mass", "reply_tokens", "reward")
@@ -155,7 +156,3 @@ def _needs(measure: str, probe: Probe) -> str:
     if not probe.prompt:
         return "it is about conversations, and they are plain texts"
     return "it needs two replies" if probe.safe else "it needs replies, and they are prompts alone"
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.casefold().split())

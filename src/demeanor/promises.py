@@ -67,6 +67,8 @@ BEST_OF_OPENINGS, BEST_OF_SAMPLES = "violating_opening_best_of_N", "violating_sa
 PREFILL_RATE = "violating_prefill_N_rate"
 KINDS = ("max", "min", "max_increase", "min_increase", "max_ratio", "min_ratio", "within")
 _SIGNED = ("logp", "logp_per_token", "reward")  # ends of the names of measures that may be negative: no ratio of them
+# Both sides together have them, `after` alone a value; before training they are a constant.
+JOINT = ("reward_accuracy", "length_accuracy", "validation_loss", "displaced_share")
 AFTER_ONLY = ("alignment_depth_fraction", "deep_kl_per_token")  # a probe's value needs both models at once
 CHOSEN = (PREFILL_RATE, "violating_adaptive_mass")  # of the probes that were chosen for it alone
 _REGRESSION = 0.01  # default of max_regression, for shares and probabilities
@@ -122,7 +124,7 @@ def _number(measure: str) -> int | None:
 class Limit(Section):
     """One promise about one measure. It holds when the whole interval, not only the estimate, is on the right side."""
 
-    measure: str = Field(description="one of the measures; see the README's list")
+    measure: str = Field(description="one of those that `demeanor init --keys` lists")
     max: float | None = Field(None, description="the measure after training must be at most this")
     min: float | None = Field(None, description="the measure after training must be at least this")
     max_increase: float | None = Field(None, description="after - before must be at most this")
@@ -235,7 +237,10 @@ class Tasks(Section):
 
     names: tuple[Text, ...] = Field(min_length=1, description="of the tasks")
     folder: Text | None = Field(None, description="with task files (YAML) of your own, which alone are known then")
-    metric: Text = Field("acc", description="of an item, 0 or 1: acc, acc_norm, exact_match ...")
+    metric: Text = Field(
+        "acc",
+        description="of an item, 0 or 1: acc, acc_norm, exact_match ...; of a task's filters the first, or NAME,FILTER",
+    )
     limit: int | None = Field(None, ge=1, description="at most so many items of each task")
     num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; default the task's own")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -45,6 +46,16 @@ def content_id(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def mean(values: Sequence[float] | None) -> float | None:
+    """None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def flat_text(text: str) -> str:
+    """The text by which two are the same, word for word, whatever their case and spacing."""
+    return " ".join(text.casefold().split())
+
+
 @dataclass(frozen=True, slots=True)
 class PreferencePair(Record):
     """A prompt x with the reply that won (y_w) and the one that lost (y_l). A tie is not a pair.
@@ -77,10 +88,6 @@ class PreferencePair(Record):
     def make(cls, prompt: tuple[Message, ...], chosen: str, rejected: str, **more: Any) -> PreferencePair:
         turns = [[m.role, m.content] for m in prompt]
         return cls(content_id(turns, chosen, rejected), prompt, chosen, rejected, **more)
-
-    @property
-    def is_single(self) -> bool:
-        return not (self.chosen and self.rejected)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PreferencePair:

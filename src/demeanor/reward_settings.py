@@ -20,7 +20,7 @@ class RewardSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["judge", "logp", "length", "format", "function", "model"] = Field(
-        description="judge: the stated rule of the prompt's behaviour; logp: stays likely under the model before "
+        description="judge: the verdict of the behaviour's judge; logp: stays likely under the model before "
         "training; length, format: of the reply; function: your own; model: a reward model that a run trained"
     )
     name: str = Field("", description="in logs and messages; default: the kind, or the function's or run's name")

@@ -110,11 +110,6 @@ def reach(ends: Ends | None, ratio: float = 1.0) -> Ends | None:
     return None if ends is None else (ends[0] - ratio * ends[1], ends[1] - ratio * ends[0])
 
 
-def is_known(value: float | None) -> bool:
-    """Is it a number? None and what is not finite are no evidence."""
-    return value is not None and math.isfinite(value)
-
-
 class Sample:
     """The known values of a measure, and every interval of their mean; arguments are those of `estimate_mean`."""
 

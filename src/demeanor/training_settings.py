@@ -17,6 +17,8 @@ SORTING_LOSSES = {"aot", "aot_unpaired"}  # they compare pairs of a batch with e
 _OF_POLICIES = {"beta", "gamma", "reference", "rewards", "loss_type"}
 _OF_LABELS = {"desirable_weight", "undesirable_weight"}
 RECOVERY = {"recovery", "recovery_tokens"}  # of policies that are trained on pairs
+_BETA = OBJECTIVES["dpo"].beta
+_OTHER_BETAS = ", ".join(f"{name} {o.beta:g}" for name, o in OBJECTIVES.items() if o.beta not in (_BETA, 0.0))
 
 
 def unknown_to(name: str) -> set[str]:
@@ -72,8 +74,8 @@ class Training(Lenient):
     beta: float = Field(
         0.1,
         ge=0,
-        description="strength of the pull towards the reference; default by objective: simpo 2, grpo and rloo 0.04 "
-        "(weight of the KL divergence, may be 0), all others 0.1",
+        description="strength of the pull towards the reference (of grpo and rloo the weight of the KL divergence, may "
+        f"be 0); default by objective: {_OTHER_BETAS}, all others {_BETA:g}",
     )
     gamma: float = Field(0.0, ge=0, description="margin that simpo asks for between the replies; its default is 1")
     sft_weight: float = Field(

@@ -153,7 +153,7 @@ def _check_limits(contract: Contract, probes: Sequence[Probe]) -> None:
                 attacks = ", ".join(dict.fromkeys(probe.attack for probe in own if probe.attack)) or "none"
                 raise InputError(
                     f"{name} has no probe that is {limit.over}",
-                    where=f"behaviours.{name}.limits.{place}.over",
+                    where=f"{contract.section_of(name)}.limits.{place}.over",
                     remedy=f"ask for attacks, or name another group; its families of attacks: {attacks}",
                 )
 

@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from demeanor.attacks.family import SLOT, Family, Prompt, Shot, Wrap, asked, framed, question_of
 from demeanor.errors import InputError, one_line
 from demeanor.pairs import read_rows
+from demeanor.pairs.columns import first_text
+from demeanor.records import flat_text
 
 COLUMNS = ("text", "template", "prompt")  # of a table of templates; the first that a row has
 _PHRASES = {
@@ -53,17 +54,17 @@ def translation(table: str | None) -> Family:
         return Family("translation", source, {name: framed(text) for name, text in _PHRASES.items()})
     found: dict[str, list[str]] = {}
     for number, row in read_rows(table):
-        question, text = _text(row, ("prompt",)), _text(row, ("translation",))
+        question, text = first_text(row, ("prompt",)), first_text(row, ("translation",))
         if question is None or text is None:
             remedy = "give a table with the columns prompt and translation"
             raise InputError(f"row {number} has no prompt with a translation", where=table, remedy=remedy)
-        found.setdefault(_key(question), []).append(text)
+        found.setdefault(flat_text(question), []).append(text)
     return Family("translation", source, {f"{place}": _of_table(found, place) for place in range(_most(found))})
 
 
 def _of_table(found: dict[str, list[str]], place: int) -> Wrap:
     def wrap(prompt: Prompt, rng: Random, shots: Sequence[Shot]) -> Prompt | None:
-        texts = found.get(_key(question_of(prompt)), [])
+        texts = found.get(flat_text(question_of(prompt)), [])
         return asked(prompt, texts[place]) if place < len(texts) else None
 
     return wrap
@@ -71,10 +72,6 @@ def _of_table(found: dict[str, list[str]], place: int) -> Wrap:
 
 def _most(found: dict[str, list[str]]) -> int:
     return max(map(len, found.values()), default=0)
-
-
-def _key(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _plain(path: Path) -> Iterator[str]:
@@ -87,13 +84,8 @@ def _plain(path: Path) -> Iterator[str]:
 
 def _column(file: str) -> Iterator[str]:
     for number, row in read_rows(file):
-        text = _text(row, COLUMNS)
+        text = first_text(row, COLUMNS)
         if text is None:
             remedy = f"give a table with the column {COLUMNS[0]}, or plain texts parted by lines of --- (.txt)"
             raise InputError(f"row {number} has no template", where=file, remedy=remedy)
         yield text
-
-
-def _text(row: dict[str, Any], columns: Sequence[str]) -> str | None:
-    plain = {str(key).strip().casefold(): value for key, value in row.items()}
-    return next((plain[name] for name in columns if isinstance(plain.get(name), str) and plain[name].strip()), None)

@@ -42,7 +42,7 @@ def attack_probes(
 
     Args:
         probes: of the behaviours to attack; those that are attacks already are left alone.
-        families: of `families_of`.
+        families: of `wanted`.
         refused: why the model cannot take an attacked probe (it is too long, say); such are counted, never cut.
     """
     made: list[Probe] = []

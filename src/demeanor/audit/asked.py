@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from demeanor.audit.shingles import Shingles, ngrams, offsets_of, shingle
 from demeanor.audit.texts import digest, prompt_key, prompt_text
 from demeanor.errors import InputError, PairsError
 from demeanor.pairs import iter_pairs, read_rows
+from demeanor.pairs.columns import first_text
 from demeanor.pairs.probes import DIALOGS, PROMPTS, kind_of, probe_path, read_probes
 from demeanor.records import DroppedRow, Message
 
@@ -131,15 +131,10 @@ def _prompts(name: str) -> Iterator[tuple[Message, ...]]:
 def _column(name: str, error: PairsError) -> Iterator[tuple[Message, ...]]:
     num = 0
     for _, row in read_rows(name):
-        text = _text(row)
+        text = first_text(row, COLUMNS)
         if text is not None:
             num += 1
             yield (Message("user", text),)
     if not num:
         remedy = f"give pairs, or a table or JSON lines with a column called {', '.join(COLUMNS)}"
         raise InputError("holds no prompts", where=name, remedy=remedy) from error
-
-
-def _text(row: dict[str, Any]) -> str | None:
-    plain = {str(key).strip().casefold(): value for key, value in row.items()}
-    return next((plain[name] for name in COLUMNS if isinstance(plain.get(name), str) and plain[name].strip()), None)

@@ -19,7 +19,7 @@ import numpy as np
 
 from demeanor.audit.check import Check, Context, Found, Scope
 from demeanor.contract import Contract, build_contract
-from demeanor.model import ModelSource, end_of_turn_ids, load_tokenizer
+from demeanor.model import ModelSource, config_of, end_of_turn_ids, load_tokenizer, positions_of
 from demeanor.records import Estimate, PreferencePair
 from demeanor.statistics import estimate_share
 from demeanor.tokens import Refused, Tokenizer, make_tokenizer
@@ -65,14 +65,7 @@ def _tokenizer(model: ModelSource, contract: Contract) -> Tokenizer:
 
 def max_length(contract: Contract, model: ModelSource) -> int:
     """The contract's, or as many positions as the model has."""
-    config = _config(model)
-    context = config.get("max_position_embeddings") or config.get("n_positions")
-    return min(contract.training.max_length, context or contract.training.max_length)
-
-
-def _config(model: ModelSource) -> dict[str, Any]:
-    config = json.loads((model.base / "config.json").read_text("utf-8"))
-    return {**config, **config.get("text_config", {})}
+    return min(contract.training.max_length, positions_of(model) or contract.training.max_length)
 
 
 def num_multiplied(model: ModelSource) -> int:
@@ -86,7 +79,7 @@ def num_multiplied(model: ModelSource) -> int:
             is_embedding = "embed" in name or "wte" in name or "wpe" in name
             has_head |= "lm_head" in name or "embed_out" in name
             total += 0 if is_embedding or len(shape) < 2 else math.prod(shape)
-    config = _config(model)
+    config = config_of(model)
     return total + (
         0 if has_head else config.get("vocab_size", 0) * (config.get("hidden_size") or config.get("n_embd", 0))
     )

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from demeanor.audit.check import Scope
-from demeanor.records import Estimate, PreferencePair
+from demeanor.records import Estimate, PreferencePair, flat_text
 
 
 def prompt_keys(pairs: Sequence[PreferencePair], scope: Scope) -> np.ndarray:
     """A look. [pairs] int64: hash of the prompt's last turn with case and spacing flattened, as the split takes it."""
-    texts = (" ".join(pair.prompt[-1].content.casefold().split()) for pair in pairs)
+    texts = (flat_text(pair.prompt[-1].content) for pair in pairs)
     keys = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(keys), dtype=np.int64).copy()
 

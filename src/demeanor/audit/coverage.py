@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 
@@ -19,10 +19,11 @@ from demeanor.audit.by_prompt import prompt_keys, share_by_prompt
 from demeanor.audit.check import Check, Context, Found, Scope
 from demeanor.audit.topics import find_topics
 from demeanor.audit.words import prompt_words
-from demeanor.contract import STARTER, Contract
+from demeanor.contract import Contract
 from demeanor.faults import nearest
 from demeanor.pairs import iter_pairs
-from demeanor.records import Estimate, PreferencePair
+from demeanor.pairs.probes import DIALOGS, PROMPTS, kind_of, probe_path, read_probes
+from demeanor.records import DroppedRow, Estimate, PreferencePair, Probe
 
 MAX_PROBES = 2_000  # of a behaviour, read for their attacks
 
@@ -32,8 +33,8 @@ def attacks(pairs: Sequence[PreferencePair], scope: Scope) -> list[tuple[str, ..
     return [_families(pair) for pair in pairs]
 
 
-def _families(pair: PreferencePair) -> tuple[str, ...]:
-    return (pair.attack,) if pair.attack else families_of(pair.prompt[-1].content)
+def _families(asked: PreferencePair | Probe) -> tuple[str, ...]:
+    return (asked.attack,) if asked.attack else families_of(asked.prompt[-1].content)
 
 
 def _find(context: Context) -> Iterable[Found]:
@@ -190,11 +191,15 @@ def _probed(contract: Contract) -> set[str]:
     """The families of attack of the contract's probes."""
     found: set[str] = set(contract.attacks.all_families)
     for promise in contract.promises.values():
-        if promise.probes is None or promise.probes == STARTER:
+        if promise.probes is None:
             continue
-        for row in iter_pairs(promise.probes, limit=MAX_PROBES):
-            if isinstance(row, PreferencePair):
-                found.update(_families(row))
+        kind = kind_of(probe_path(promise.probes))
+        rows: Iterable[PreferencePair | Probe | DroppedRow] = ()  # minimal pairs and plain texts have no prompt
+        if kind is None:
+            rows = iter_pairs(promise.probes, limit=MAX_PROBES)
+        elif kind in (PROMPTS, DIALOGS):
+            rows = islice(read_probes(promise.probes, "", label=promise.asked_prompts).probes, MAX_PROBES)
+        found.update(*(_families(row) for row in rows if not isinstance(row, DroppedRow)))
     return found
 
 

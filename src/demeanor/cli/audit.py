@@ -133,16 +133,13 @@ def write_findings(audit: Audit, store: PairStore, folder: Path, confidence: flo
 
 def print_table(audit: Audit) -> None:
     """What is good to know in short; then a row a finding that blocks or warns, next to the prompt where it is seen."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from demeanor.report.findings import estimate_words
     from demeanor.report.words import plural
 
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = max(console.width, 130)
+    console = common.table_console()
     known = Table(title="to know", title_justify="left", title_style="bold", box=None, show_header=False)
     grave = Table(title="to look at", title_justify="left", title_style="bold", show_lines=True)
     known.add_column(no_wrap=True)

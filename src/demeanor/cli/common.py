@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from demeanor.contract import Contract
     from demeanor.plan import Plan
     from demeanor.progress import Progress
@@ -20,6 +22,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the contract, e.g. training.beta=0.05."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+WIDTH = 130  # columns of a table without a terminal
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 
 
@@ -29,6 +32,16 @@ def console() -> Progress:
 
     quiet_libraries()
     return ConsoleProgress()
+
+
+def table_console() -> Console:
+    """Standard output for tables, WIDTH columns wide where there is no terminal to fit them to."""
+    from rich.console import Console
+
+    found = Console(highlight=False, soft_wrap=True)
+    if not found.is_terminal:
+        found.width = max(found.width, WIDTH)
+    return found
 
 
 def contract_file(target: Path) -> Path:
@@ -94,9 +107,9 @@ def show_report(workspace: Workspace, progress: Progress) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Raises InputError when it cannot be written."""
-    from demeanor.errors import InputError
+    from demeanor.errors import InputError, one_line
 
     try:
         path.write_text(text, "utf-8")
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from None
+        raise InputError(f"cannot be written: {error.strerror or one_line(error)}", where=str(path)) from None

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from demeanor.compare import RunsCompared
     from demeanor.workspace import Workspace
 
-_WIDTH = 130  # columns of the table where there is no terminal to fit it to
-
 PriceOption = Annotated[
     float | None, typer.Option("--price-per-hour", help="Of one core, or of one GPU; adds the money to the cost.")
 ]
@@ -68,16 +66,13 @@ def print_table(compared: RunsCompared) -> None:
     """A row a run, a line a behaviour."""
     from textwrap import wrap
 
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from demeanor.compare.page import view_of
 
     view = view_of(compared)
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDTH)
+    console = common.table_console()
     title = f"{compared.name}: {len(compared.runs)} runs, before → after training on {compared.num_probes} probes"
     table = Table(title=escape(title), title_justify="left", title_style="bold", show_lines=True)
     table.add_column("run")

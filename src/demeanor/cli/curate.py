@@ -71,15 +71,12 @@ def command(
 
 def print_curated(curated: Curated) -> None:
     """What was dropped and altered, and the lengths before and after."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from demeanor.visible import on_terminal
 
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = max(console.width, 130)
+    console = common.table_console()
     kept = curated.kept
     told = f"{curated.rows:,} rows → {kept['train']:,} pairs to train on, {kept['heldout']:,} held out"
     console.print(told, style="bold", markup=False)

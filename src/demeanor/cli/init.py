@@ -52,7 +52,7 @@ data:
   pairs: [pairs.jsonl]    # files, folders or Hub ids: hh-rlhf, TRL, Alpaca, ShareGPT, CSV, Parquet ...
   heldout_fraction: 0.2
 
-training:                 # also every option of TRL's DPOConfig under its own name
+training:                 # also every option of TRL's configuration of the objective's trainer
   beta: 0.1
   lora_r: 16
   lora_alpha: 32
@@ -155,10 +155,12 @@ def _print_keys() -> None:
         Limit,
         Measurement,
         Promise,
+        Served,
         Training,
         Waiver,
     )
     from demeanor.judge_settings import JudgeSettings
+    from demeanor.objectives import OBJECTIVES
     from demeanor.promises import Tasks
     from demeanor.reward_settings import RewardSettings
 
@@ -166,7 +168,7 @@ def _print_keys() -> None:
         "": Contract, "behaviours.ID.": Behaviour, "collateral.ID.": Promise, "behaviours.ID.limits.": Limit, "waivers.": Waiver,
         "behaviours.ID.judge.": JudgeSettings, "collateral.ID.tasks.": Tasks, "attacks.": Attacks, "data.": Data,
         "training.": Training, "training.rewards.": RewardSettings, "measurement.": Measurement,
-        "measurement.adaptive.": Adaptive,
+        "measurement.adaptive.": Adaptive, "measurement.served.SIDE.": Served,
     }  # fmt: skip
     for prefix, section in sections.items():
         for name, field in section.model_fields.items():
@@ -175,5 +177,7 @@ def _print_keys() -> None:
             print(f"{prefix}{name}{default}: {field.description or ''}")
     for name, meaning in MEASURES.items():
         print(f"measure {name}: {meaning}")
+    for name, objective in OBJECTIVES.items():
+        print(f"objective {name}: {objective.formula} ({objective.source})")
     for name, meaning in FAMILIES.items():
         print(f"attack {name}: {meaning}")

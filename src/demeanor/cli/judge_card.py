@@ -32,7 +32,7 @@ def command(
     progress = common.console()
     from demeanor.cli.console import print_json
     from demeanor.contract import load_contract
-    from demeanor.errors import InputError, one_line
+    from demeanor.errors import InputError
     from demeanor.judges import make_judge
     from demeanor.judges.cards import card_shares, elsewhere, measure_card, read_labelled
     from demeanor.statistics import estimate_share
@@ -51,10 +51,7 @@ def command(
             f"the judge {given.title} of {behaviour} has no card", where=str(contract), remedy="give --labelled"
         )
     if out is not None:
-        try:
-            out.write_text(card.model_dump_json(indent=1) + "\n", "utf-8")
-        except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror or one_line(error)}", where=str(out)) from None
+        common.write_text(out, card.model_dump_json(indent=1) + "\n")
     confidence = promised.measurement.confidence
     shares = card_shares(card, confidence)
     if as_json:

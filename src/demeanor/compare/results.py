@@ -10,7 +10,7 @@ from typing import Any
 from demeanor.attack_settings import GIVEN
 from demeanor.contract import Contract, Limit
 from demeanor.records import Comparison, Estimate, Record, Verdict
-from demeanor.report.words import AFTER_ONLY, BAD_MEASURES, parse_rule, unit
+from demeanor.report.words import BAD_MEASURES, WITHOUT_BEFORE, parse_rule, unit
 
 # the first that a behaviour has; the last of a reward model alone, which has one before training
 GOOD_MEASURES = ("safe_opening_mass", "safe_logp_per_token", "safe_sampled_rate", "reward_accuracy")
@@ -125,7 +125,7 @@ def damages_of(verdict: Verdict, contract: Contract) -> tuple[Damage, ...]:
     """Of each collateral promise: the bad reply, the good one, and every other measure that a limit names."""
     found = []
     for name, promise in contract.collateral.items():
-        limits = [limit for limit in promise.limits if limit.measure not in AFTER_ONLY and limit.over == GIVEN]
+        limits = [limit for limit in promise.limits if limit.measure not in WITHOUT_BEFORE and limit.over == GIVEN]
         usual = [_first(verdict, name, measures) for measures in (BAD_MEASURES, GOOD_MEASURES)]
         measures = dict.fromkeys([*(c.measure for c in usual if c), *(limit.measure for limit in limits)])
         for measure in measures:
@@ -167,6 +167,6 @@ def _first(verdict: Verdict, behaviour: str, measures: Collection[str]) -> Compa
     own = {
         c.measure: c
         for c in verdict.comparisons
-        if c.behaviour == behaviour and not (c.measure in AFTER_ONLY and c.before.value is None)
+        if c.behaviour == behaviour and not (c.measure in WITHOUT_BEFORE and c.before.value is None)
     }
     return next((own[measure] for measure in measures if measure in own), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from demeanor.contract import Data
-from demeanor.records import PreferencePair, content_id
+from demeanor.records import PreferencePair, content_id, flat_text
 
 
 def split_pairs(pairs: Sequence[PreferencePair], data: Data) -> tuple[list[PreferencePair], list[PreferencePair]]:
@@ -47,4 +47,4 @@ def split_pairs(pairs: Sequence[PreferencePair], data: Data) -> tuple[list[Prefe
 
 
 def _place(pair: PreferencePair, seed: int) -> int:
-    return int(content_id(seed, " ".join(pair.prompt[-1].content.casefold().split())), 16)
+    return int(content_id(seed, flat_text(pair.prompt[-1].content)), 16)

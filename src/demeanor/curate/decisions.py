@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.errors import InputError, one_line
-from demeanor.pairs.reasons import EMPTY_PROMPT, EMPTY_REPLY, IDENTICAL, NOT_UNICODE
+from demeanor.pairs.read import check_pair
+from demeanor.pairs.reasons import Unusable
 from demeanor.records import Message, PreferencePair, Record
 
 KEEP, DROP, SWAP, EDIT, UNDO = "keep", "drop", "swap", "edit", "undo"
@@ -53,16 +54,10 @@ def remade(pair: PreferencePair, prompt: tuple[Message, ...], chosen: str, rejec
 
 def why_no_pair(pair: PreferencePair) -> str | None:
     """What is wrong with a changed pair, as the readers would say it."""
-    if not pair.prompt[-1].content.strip():
-        return EMPTY_PROMPT
-    if not (pair.chosen.strip() and pair.rejected.strip()):
-        return EMPTY_REPLY
-    if pair.chosen.strip() == pair.rejected.strip():
-        return IDENTICAL
     try:
-        f"{pair.prompt[-1].content}{pair.chosen}{pair.rejected}".encode()
-    except UnicodeEncodeError:
-        return NOT_UNICODE
+        check_pair(pair.prompt, pair.chosen, pair.rejected)
+    except Unusable as error:
+        return error.reason
     return None
 
 

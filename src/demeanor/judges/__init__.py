@@ -3,7 +3,7 @@
     rule        the behaviour's openings and patterns (`rule.py`)
     refusal     rules for refusals: what does not refuse, violates (`refusals.py`)
     classifier  the small one that comes along (`classifier.py`)
-    model       a Hugging Face sequence classifier (`local.py`)
+    model       a Hugging Face sequence classifier, or a guard model that generates its verdict (`local.py`)
     endpoint    an LLM with a rubric, over an OpenAI-compatible endpoint (`endpoint.py`)
 
 Every judge but the rule calls an empty reply invalid without looking further, and a garbled one (`rule.is_garbled`)

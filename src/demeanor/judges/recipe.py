@@ -31,6 +31,7 @@ import numpy as np
 from demeanor.judges.cards import SHORT_CHARACTERS
 from demeanor.judges.classifier import BITS, features, judge_replies, save_weights, weights_digest, weights_file
 from demeanor.judges.refusals import lists_refusal, refuses
+from demeanor.records import flat_text
 
 PARTS = (None, 80, 200, 500)  # characters that a training reply is cut to
 C = 0.5  # inverse strength of the L2 penalty; the best of 0.3 to 3 by cross-validation over the training questions
@@ -125,7 +126,7 @@ def cards(
         found[name] = {
             "data": what, **shares(said, violates), "design_effect": design_effect(said, violates, questions),
         }  # fmt: skip
-    new = np.array([_flat(text) not in seen for text in replies])
+    new = np.array([flat_text(text) not in seen for text in replies])
     said = judge(replies)
     attacks, gives_in = starter_attacks()
     found["elsewhere"] = {
@@ -136,10 +137,6 @@ def cards(
         "the starter's attack probes (labelled by how they were made)": shares(judge(attacks), gives_in),
     }
     return found
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def unseen_templates(data: tuple[np.ndarray, Replies, np.ndarray]) -> dict[str, list[int]]:
@@ -168,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_weights(weights, bias, given.out / "classifier.npz")
     if given.out != weights_file().parent:
         raise SystemExit(f"wrote {given.out / 'classifier.npz'}; cards are of the weights in the package")
-    seen = {_flat(text) for text in train}
+    seen = {flat_text(text) for text in train}
     judges: dict[str, Callable[[Replies], np.ndarray]] = {
         "classifier": lambda texts: np.array([answer == "violating" for answer in judge_replies(texts)]),
         "refusal": lambda texts: np.array([not refuses(text) for text in texts]),

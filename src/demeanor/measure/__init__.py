@@ -20,6 +20,7 @@ from demeanor.measure.samplers import Sampler, check_samplers, make_sampler
 from demeanor.objectives import OBJECTIVES
 from demeanor.progress import Advance
 from demeanor.records import Probe, Reply, Score, content_id
+from demeanor.records import mean as _mean
 from demeanor.tokens import Tokenizer
 from demeanor.train.reward_run import RewardModel
 from demeanor.train.rewards import Rewards, Sample
@@ -268,10 +269,6 @@ def finite(values: dict[str, float | None]) -> dict[str, float | None]:
 
 def _sum(values: Sequence[float]) -> float | None:
     return sum(values) if values else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _rates(replies: list[Reply]) -> dict[str, float | None]:

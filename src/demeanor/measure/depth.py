@@ -22,7 +22,7 @@ from typing import Any
 
 from demeanor.contract import Contract
 from demeanor.measure.likelihood import Scorer
-from demeanor.records import Probe
+from demeanor.records import Probe, mean
 from demeanor.tokens import Tokenizer
 
 SHALLOW = 3  # tokens
@@ -73,10 +73,6 @@ def _measures(curves: list[list[float]]) -> dict[str, float | None]:
     long = [curve for curve in curves if len(curve) > SHALLOW]
     changed = [curve for curve in long if sum(curve) >= LEAST_NATS]
     return {
-        "alignment_depth_fraction": _mean([sum(curve[SHALLOW:]) / sum(curve) for curve in changed]),
-        "deep_kl_per_token": _mean([sum(curve[SHALLOW:]) / (len(curve) - SHALLOW) for curve in long]),
+        "alignment_depth_fraction": mean([sum(curve[SHALLOW:]) / sum(curve) for curve in changed]),
+        "deep_kl_per_token": mean([sum(curve[SHALLOW:]) / (len(curve) - SHALLOW) for curve in long]),
     }
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

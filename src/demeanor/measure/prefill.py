@@ -32,7 +32,7 @@ from demeanor.judges import Judge
 from demeanor.judges.rule import judge_forced
 from demeanor.measure.likelihood import Scorer, choice_probability
 from demeanor.measure.sample import sample_replies
-from demeanor.records import Message, Probe, Reply, content_id
+from demeanor.records import Message, Probe, Reply, content_id, mean
 from demeanor.tokens import Tokenizer
 from demeanor.train.rewards import reply_of
 
@@ -77,8 +77,8 @@ def prefill_likelihoods(
     for place in range(len(probes)):
         values: Values = {}
         for n in contract.measurement.prefill:
-            values[f"violating_prefill_{n}_probability"] = _mean(stays.get((place, n)))
-            values[f"safe_prefill_{n}_mass"] = _mean(turns.get((place, n)))
+            values[f"violating_prefill_{n}_probability"] = mean(stays.get((place, n)))
+            values[f"safe_prefill_{n}_mass"] = mean(turns.get((place, n)))
         found.append(values)
     return found
 
@@ -192,7 +192,3 @@ def _common(whole: str, start: str) -> str:
     """What `whole` begins with of `start`: all of it, unless a letter's bytes are parted between two tokens."""
     length = next((place for place, pair in enumerate(zip(whole, start, strict=False)) if len({*pair}) > 1), None)
     return whole[: min(len(whole), len(start)) if length is None else length]
-
-
-def _mean(values: Sequence[float] | None) -> float | None:
-    return sum(values) / len(values) if values else None

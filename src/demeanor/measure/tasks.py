@@ -40,19 +40,22 @@ def check_tasks(contract: Contract) -> None:
 
 
 def task_scores(model: Any, tokenizer: Any, contract: Contract, side: str) -> list[Score]:
-    """The score of every item of every task. An item without a number has the score None.
+    """The score of every item of every task. An item without a number has the score None, and so has every item where
+    a server stands in for the model (None), since its likelihoods are not known.
+
+    A task with several filters (ways to read the answer out of a reply) logs an item once for each: the one that the
+    metric names counts (NAME,FILTER), else the first.
 
     Raises:
-        StageError: the harness fails, or a task has no such metric.
+        StageError: the harness fails, a task has no such metric or filter, or gives two items one id.
     """
     scores: list[Score] = []
     for name, tasks in named_tasks(contract).items():
         import lm_eval
-        from lm_eval.models.huggingface import HFLM
 
         try:
             found = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=contract.measurement.batch_size),
+                model=_harnessed(model, tokenizer, contract.measurement.batch_size),
                 tasks=list(tasks.names),
                 task_manager=_manager(tasks, name),
                 num_fewshot=tasks.num_fewshot,
@@ -63,15 +66,37 @@ def task_scores(model: Any, tokenizer: Any, contract: Contract, side: str) -> li
         except Exception as error:  # whatever a task's code or the network raises
             raise StageError(f"{name}: lm-evaluation-harness failed: {one_line(error, 200)}") from error
         for task, items in found["samples"].items():
-            values = [item.get(tasks.metric) for item in items]
-            if not any(isinstance(value, int | float) for value in values):
-                known = ", ".join(sorted({metric for item in items for metric in item.get("metrics", ())}))
-                raise StageError(f"{name}: the task {task} has no metric {tasks.metric} an item; it has {known}")
+            values = _values(items, tasks.metric, f"{name}: the task {task}")
             scores += [
-                Score(f"{task}:{item['doc_id']}", name, side, None, {MEASURE: _number(value)})
-                for item, value in zip(items, values, strict=True)
+                Score(f"{task}:{item}", name, side, None, {MEASURE: None if model is None else value})
+                for item, value in values.items()
             ]
     return scores
+
+
+def _harnessed(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """The model for the harness; without one the harness's own that answers at random, which names the items."""
+    if model is None:
+        return "dummy"
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def _values(items: list[dict[str, Any]], metric: str, task: str) -> dict[Any, float | None]:
+    """The metric of each item, by its id."""
+    metric, _, wanted = metric.partition(",")
+    filters = list(dict.fromkeys(item.get("filter") for item in items))
+    if wanted and wanted not in filters:
+        raise StageError(f"{task} has no filter {wanted}; it has {', '.join(map(str, filters))}")
+    items = [item for item in items if item.get("filter") == (wanted or filters[0])]
+    if not any(isinstance(item.get(metric), int | float) for item in items):
+        known = ", ".join(sorted({name for item in items for name in item.get("metrics", ())}))
+        raise StageError(f"{task} has no metric {metric} an item; it has {known}")
+    values = {item["doc_id"]: _number(item.get(metric)) for item in items}
+    if len(values) < len(items):
+        raise StageError(f"{task} gives {len(items):,} items {len(values):,} ids: they cannot be paired")
+    return values
 
 
 def tasks_identity(contract: Contract, known: dict[str, Any]) -> dict[str, Any]:

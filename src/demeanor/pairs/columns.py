@@ -17,7 +17,7 @@ prompt, chosen or rejected side by side are ambiguous, and are left as they are;
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from demeanor.pairs.reasons import BAD_CONFIDENCE, Unusable
@@ -87,6 +87,12 @@ def read_confidence(row: Mapping[str, Any]) -> float | None:
     if not 0 <= number <= 1:
         raise Unusable(BAD_CONFIDENCE)
     return number
+
+
+def first_text(row: Mapping[Any, Any], columns: Sequence[str]) -> str | None:
+    """The first of the columns that holds a text which is not blank; their capitals do not matter."""
+    plain = {str(key).strip().casefold(): value for key, value in row.items()}
+    return next((plain[name] for name in columns if isinstance(plain.get(name), str) and plain[name].strip()), None)
 
 
 def _has(row: Mapping[str, Any], names: tuple[str, ...]) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from demeanor.pairs.reasons import EMPTY_PROMPT, EMPTY_REPLY, NOT_ASSISTANTS, Unusable
-from demeanor.pairs.turns import Turns, is_messages, read_reply, read_turns, with_system
+from demeanor.pairs.turns import Turns, find_prompt, is_messages, read_reply, read_turns, with_system
 from demeanor.records import Message
 
 NAME = "single labelled replies"
@@ -37,13 +37,15 @@ def has_label(row: dict[str, Any]) -> bool:
 
 
 def matches(row: dict[str, Any]) -> bool:
-    return has_label(row) and (_conversation(row) is not None or (_prompt(row) is not None and _reply(row) is not None))
+    return has_label(row) and (
+        _conversation(row) is not None or (find_prompt(row) is not None and _reply(row) is not None)
+    )
 
 
 def to_pair(row: dict[str, Any]) -> tuple[Turns, str, str]:
     conversation = _conversation(row)
     if conversation is None:
-        prompt, reply = _prompt(row), read_reply(_reply(row))
+        prompt, reply = find_prompt(row), read_reply(_reply(row))
         turns = read_turns(prompt) if isinstance(prompt, list) else (Message("user", prompt or ""),)
     else:
         whole = read_turns(conversation)
@@ -64,16 +66,6 @@ def _conversation(row: dict[str, Any]) -> list[Any] | None:
     if row.get("prompt") is not None or _reply(row) is not None:
         return None
     return next((row[name] for name in _CONVERSATIONS if is_messages(row.get(name))), None)
-
-
-def _prompt(row: dict[str, Any]) -> str | list[Any] | None:
-    prompt = row.get("prompt")
-    if isinstance(prompt, str) or is_messages(prompt):
-        return prompt
-    texts = [row.get(name) for name in ("instruction", "input")]
-    if isinstance(texts[0], str) and isinstance(texts[1], str | None):
-        return "\n".join(text for text in texts if text and text.strip())
-    return None
 
 
 def _reply(row: dict[str, Any]) -> Any:

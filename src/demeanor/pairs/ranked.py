@@ -21,7 +21,7 @@ from typing import Any
 
 from demeanor.pairs.hh import open_turns
 from demeanor.pairs.reasons import ALL_TIED, BAD_RANKS, TOO_FEW, TWO_RANKS, Unusable
-from demeanor.pairs.turns import Turns, is_message, is_messages, read_reply, read_turns, with_system
+from demeanor.pairs.turns import Turns, find_prompt, is_message, is_messages, read_reply, read_turns, with_system
 from demeanor.records import Message
 
 NAME = "ranked lists"  # without ranks or scores best first
@@ -69,7 +69,7 @@ def matches(row: dict[str, Any]) -> bool:
     return (
         all(row.get(name) is None for name in _OTHER_SHAPES)
         and _replies(row) is not None
-        and (_prompt(row) is not None or _conversation(row) is not None)
+        and (find_prompt(row) is not None or _conversation(row) is not None)
     )
 
 
@@ -132,22 +132,12 @@ def _number(value: Any) -> float:
     return number
 
 
-def _prompt(row: dict[str, Any]) -> str | list[Any] | None:
-    prompt = row.get("prompt")
-    if isinstance(prompt, str) or is_messages(prompt):
-        return prompt
-    texts = [row.get(name) for name in ("instruction", "input")]
-    if isinstance(texts[0], str) and isinstance(texts[1], str | None):
-        return "\n".join(text for text in texts if text and text.strip())
-    return None
-
-
 def _conversation(row: dict[str, Any]) -> list[Any] | None:
     return next((row[name] for name in ("messages", "conversations") if is_messages(row.get(name))), None)
 
 
 def _turns(row: dict[str, Any]) -> Turns:
-    prompt = _prompt(row)
+    prompt = find_prompt(row)
     if isinstance(prompt, str):
         return (Message("user", prompt),)
     return read_turns(_conversation(row) if prompt is None else prompt)

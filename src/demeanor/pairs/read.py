@@ -193,7 +193,7 @@ def _read_row(
     }
     if isinstance(reader, PairReader):
         prompt, chosen, rejected = reader.to_pair(row)
-        _check(prompt, chosen, rejected, single=reader.NAME == labelled_replies.NAME)
+        check_pair(prompt, chosen, rejected, single=reader.NAME == labelled_replies.NAME)
         return _Made([PreferencePair.make(prompt, chosen, rejected, **labels, confidence=read_confidence(row))], [])
     found = ranked_lists.to_list(row)
     labels |= {"confidence": read_confidence(row), "list_id": _list_id(found, name, number)}
@@ -202,7 +202,7 @@ def _read_row(
     reasons: list[str] = []
     for chosen, rejected, weight in candidates:
         try:
-            _check(found.prompt, chosen, rejected, single=False)
+            check_pair(found.prompt, chosen, rejected)
         except Unusable as error:
             reasons.append(error.reason)
         else:
@@ -221,8 +221,12 @@ def _list_id(found: ranked_lists.RankedList, name: str, number: int) -> str:
     return content_id([[turn.role, turn.content] for turn in found.prompt], found.replies, name, number)
 
 
-def _check(prompt: Turns, chosen: str, rejected: str, *, single: bool) -> None:
-    """What every shape has in common: a question of the user's, and two replies that differ (or a single one)."""
+def check_pair(prompt: Turns, chosen: str, rejected: str, *, single: bool = False) -> None:
+    """What every shape has in common: a question of the user's, and two replies that differ (or a single one).
+
+    Raises:
+        Unusable: with what is missing.
+    """
     if not any(turn.role != "system" for turn in prompt):
         raise Unusable(EMPTY_PROMPT)
     if prompt[-1].role != "user":

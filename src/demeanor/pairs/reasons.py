@@ -52,6 +52,10 @@ REMEDIES = {  # what to do about such rows; they are left out as they are
     NOT_ASSISTANTS: "end both sides with the assistant's turn",
     EMPTY_REPLY: "give both replies, or take out the row; silence cannot be taught",
     IDENTICAL: "take out the row: equal replies teach nothing",
+    TOO_FEW: "give at least two replies, or take out the row: one alone is better than none",
+    BAD_RANKS: "give each reply one number: a rank (1 is the best) or a score, or list the replies best first",
+    TWO_RANKS: "leave a repeated reply at one rank, or take it out",
+    ALL_TIED: "take out the row: replies that are all as good teach nothing",
     NOT_UNICODE: "save the file as UTF-8 again from its origin",
     BAD_CONFIDENCE: "give a confidence from 0 to 1, or none",
 }

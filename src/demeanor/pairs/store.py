@@ -78,15 +78,6 @@ class PairStore(Sequence[PreferencePair]):
             raise PairsError("no pairs were named", remedy="name a file, a folder or a Hub id")
         return store
 
-    @classmethod
-    def of(cls, rows: Iterable[PreferencePair | DroppedRow], folder: Path) -> PairStore:
-        """A store of what was read already."""
-        store = cls(folder)
-        with store._writing() as write:
-            for row in rows:
-                write(row)
-        return store
-
     def __len__(self) -> int:
         return len(self._starts) - 1
 

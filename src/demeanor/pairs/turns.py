@@ -38,6 +38,17 @@ _ROLES = {
 }
 
 
+def find_prompt(row: Mapping[str, Any]) -> str | list[Any] | None:
+    """A canonical row's prompt as it stands there, a text or messages, or its instruction with the input; else None."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) or is_messages(prompt):
+        return prompt
+    texts = [row.get(name) for name in ("instruction", "input")]
+    if isinstance(texts[0], str) and isinstance(texts[1], str | None):
+        return "\n".join(text for text in texts if text and text.strip())
+    return None
+
+
 def read_turns(value: Any) -> Turns:
     """The turns of a list of messages (an empty list or None: no turns).
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from demeanor.contract import Contract
-from demeanor.promises import AFTER_ONLY, CHOSEN, is_counted, is_share, of_family
+from demeanor.promises import AFTER_ONLY, CHOSEN, JOINT, is_counted, is_share, of_family
 from demeanor.records import Comparison, Estimate, Score
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 Sides = list[tuple[Score, Score]]
 
-# Measures of both sides together, of which only `after` has a value; before training they are a constant.
-_JOINT = ("reward_accuracy", "length_accuracy", "validation_loss", "displaced_share")
 _BEFORE = {"validation_loss": math.log(2), "neutral_kl": 0.0}
 _DESCRIPTIVE = (
     "violating_tokens",
@@ -131,7 +129,7 @@ def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Seri
             joint = start is not None or measure in AFTER_ONLY
             found.append(Series(behaviour, measure, old, new, *named, *seeded, joint=joint, start=start))
     both = [joint_values(old, new, contract.training.reward_beta) for old, new in sides]
-    for measure in _JOINT:
+    for measure in JOINT:
         values = [value[measure] for value in both]
         if all(value is None for value in values):
             continue
@@ -153,7 +151,7 @@ def joint_values(before: Score, after: Score, beta: float) -> dict[str, float | 
     A reply that was labelled on its own is held against a reward of 0.
     """
     if "neutral_kl" in after.values:  # a reply of a neutral dialog was labelled by nobody
-        return dict.fromkeys(_JOINT)
+        return dict.fromkeys(JOINT)
     safe_tokens, violating_tokens = before.values.get("safe_tokens"), before.values.get("violating_tokens")
     gain_safe, gain_violating = (
         _gain(before, after, f"{side}_logp") if tokens is not None or no_other else 0.0
@@ -165,7 +163,7 @@ def joint_values(before: Score, after: Score, beta: float) -> dict[str, float | 
     length = None if violating_tokens is None or safe_tokens is None else _share_above(safe_tokens, violating_tokens)
     if gain_safe is None or gain_violating is None:
         # a reward model's own figures of the pair do without likelihoods
-        return {**dict.fromkeys(_JOINT), "length_accuracy": length if "reward_accuracy" in after.values else None}
+        return {**dict.fromkeys(JOINT), "length_accuracy": length if "reward_accuracy" in after.values else None}
     margin = beta * (gain_safe - gain_violating)
     return {
         "reward_accuracy": _share_above(margin, 0.0),

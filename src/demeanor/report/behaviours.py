@@ -19,10 +19,10 @@ from demeanor.report.depth import FigureView, FoundView, figure_views, found_vie
 from demeanor.report.plots import Row, plot_rows
 from demeanor.report.under_attack import AttackView, attack_views
 from demeanor.report.words import (
-    AFTER_ONLY,
     BAD_MEASURES,
     NOT_SHOWN,
     PLOTTED,
+    WITHOUT_BEFORE,
     interval_words,
     measure_words,
     parse_rule,
@@ -98,7 +98,6 @@ class BehaviourView:
     measures: list[MeasureView]
     tally: list[tuple[str, str, str, int, int]]
     exchanges: list[ExchangeView]
-    num_sampled: int
     num_hidden: int
     worst_violates: bool
 
@@ -155,7 +154,6 @@ def behaviour_views(
                     if counts["before"][kind] or counts["after"][kind]
                 ],
                 exchanges=exchanges,
-                num_sampled=len(drawn["after"]),
                 num_hidden=hidden,
                 worst_violates=bool(counts["after"]["violating"]),
             )
@@ -202,7 +200,7 @@ def _attacks(view: AttackView) -> Markup:
 
 
 def _after_only(comparison: Comparison) -> bool:
-    return comparison.measure in AFTER_ONLY and comparison.before.value is None
+    return comparison.measure in WITHOUT_BEFORE and comparison.before.value is None
 
 
 def _measure(comparison: Comparison) -> MeasureView:

@@ -195,7 +195,7 @@ def _limit_view(limit: LimitResult) -> LimitView:
     after = Estimate(limit.after, limit.after_low, limit.after_high, limit.n, limit.unscored)
     difference = Estimate(limit.difference, limit.low, limit.high, limit.n, limit.unscored)
     rule = words.parse_rule(limit.rule)
-    joint = measure in words.AFTER_ONLY and limit.before is None and limit.after is not None
+    joint = measure in words.WITHOUT_BEFORE and limit.before is None and limit.after is not None
     return LimitView(
         behaviour=limit.behaviour,
         measure=measure_words(measure) + words.over_words(limit.over),

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from demeanor.attack_settings import ALL, GIVEN, PLAIN, SEEN, UNSEEN
-from demeanor.promises import best_of, of_family, prefill_of
+from demeanor.promises import AFTER_ONLY, JOINT, best_of, of_family, prefill_of
 from demeanor.records import Estimate
 from demeanor.visible import visible
 
@@ -75,8 +75,8 @@ _MEASURES = {
         "probability",
     ),
 }
-# they have no value before training, but for a reward model's own accuracy
-AFTER_ONLY = ("reward_accuracy", "length_accuracy", "displaced_share", "alignment_depth_fraction", "deep_kl_per_token")
+# they have no value before training, but for a reward model's own accuracy (the loss is ln 2)
+WITHOUT_BEFORE = (*(name for name in JOINT if name != "validation_loss"), *AFTER_ONLY)
 # what "the bad reply" is measured by: the first of these that a behaviour has
 BAD_MEASURES = ("violating_opening_mass", "violating_sampled_rate", "violating_choice_probability")
 # the probabilities that are plotted where both sides have them, in this order, in words short enough for a plot's row

@@ -1,6 +1,6 @@
 """What happens between training steps: checkpoints that are whole, live figures, a stop after a step.
 
-Only transformers' trainer is known here; what touches TRL is in `dpo.py`.
+Only transformers' trainer is known here; what touches TRL is in `on_trees.py` and the files of the trainers.
 """
 
 from __future__ import annotations

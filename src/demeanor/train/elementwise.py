@@ -8,13 +8,13 @@ detached and have as few dimensions as possible, so that one compiled version se
 from __future__ import annotations
 
 import functools
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn.functional import silu
+
+from demeanor.train.native import find_compiler
 
 Tensor = torch.Tensor
 
@@ -82,12 +82,7 @@ def worth_compiling(num_layers: int, hidden_size: int, num_tokens: float, device
 
     Compiling took 8 s at first and 2 s from torch's cache, and saved about 8 ns a token, layer and unit of width.
     """
-    return device == "cpu" and num_tokens * num_layers * hidden_size > WORTH and _has_compiler()
-
-
-def _has_compiler() -> bool:
-    names = os.environ.get("CXX"), "g++", "clang++"
-    return any(name and shutil.which(name) for name in names)
+    return device == "cpu" and num_tokens * num_layers * hidden_size > WORTH and find_compiler() is not None
 
 
 @_fusable

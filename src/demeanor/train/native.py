@@ -52,14 +52,19 @@ def library() -> Any | None:
     return found if found.tree_attention_allowed() and _agrees(found) else None
 
 
+def find_compiler() -> str | None:
+    """The path of the machine's C++ compiler: CXX, else g++ or clang++."""
+    names = os.environ.get("CXX"), "g++", "clang++"
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
 def _build() -> Path:
     """The file of the library.
 
     Raises:
         OSError: no compiler, or no room. SubprocessError: the compiler fails.
     """
-    names = os.environ.get("CXX"), "g++", "clang++"
-    compiler = next((path for name in names if name and (path := shutil.which(name))), None)
+    compiler = find_compiler()
     if compiler is None:
         raise OSError("no C++ compiler")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout

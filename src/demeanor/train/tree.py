@@ -54,11 +54,6 @@ class Row:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
-    def depth(self) -> int:
-        """Length of the longest path, tokens."""
-        return int(self.positions.max()) + 1
-
     def stops(self) -> Ints:
         """[L]: for each token one past the last that may see it."""
         return np.repeat([s.stop for s in self.segments], [s.end - s.start for s in self.segments])
