@@ -13,12 +13,7 @@ from demeanor.errors import ContractError, one_line
 from demeanor.faults import fault
 from demeanor.sections import Section, Text
 
-<<<<<<< HEAD
-JUDGEMENTS = ("violating", "safe", "other", "invalid")
-KINDS = ("rule", "refusal", "classifier", "model", "endpoint")
 WITH_CARD = ("refusal", "classifier")  # whose card comes along
-=======
->>>>>>> fixs
 # the keys that only some kinds have
 _OWN = {
     "refused": ("refusal",),
