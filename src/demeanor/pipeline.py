@@ -195,11 +195,11 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
             )
         unanswered = sum(reply.fault is not None for reply in replies)
         if unanswered and unanswered == len(replies):
-            raise StageError(f"the served model gave none of {unanswered} replies: {replies[0].fault}")
+            raise StageError(f"the model gave none of {unanswered} replies: {replies[0].fault}")
         if unanswered:
             progress.say(
-                f"{side}: {unanswered} of {len(replies)} prompts were not answered; their probes stay unscored. "
-                "Another timeout_s or retries in measurement.served asks again"
+                f"{side}: {unanswered} of {len(replies)} prompts were not answered; their probes stay unscored"
+                + (". Another timeout_s or retries in measurement.served asks again" if model is None else "")
             )
         scores = [*scores, *task_scores(model, plan.tokenizer.inner, contract, side)]
         workspace.write_records(scores_file, scores)

@@ -118,6 +118,8 @@ def _of_policy(
     source, adapter = (weights.source, weights.adapter) if weights is not None else (None, None)
     sampler = make_sampler(model, source, adapter, tokenizer, contract, side, say)
     sampled = _sampled_probes(spoken, settings.max_sampled_probes) if settings.samples else set()
+    if model is not None:
+        _say_cut(model, tokenizer, [p for p in spoken if (p.behaviour, p.id) in sampled], contract, say)
     own = [probe for probe in spoken if settings.adaptive.budget and probe.behaviour not in contract.collateral]
     attacked = _sampled_probes(own, settings.adaptive.max_probes)
     deeper = None
@@ -218,6 +220,22 @@ def _say_uncorrected(contract: Contract, judges: dict[str, Judge], say: Callable
             say(f"{name}: the judge {chosen.title} has no card, so its rates are not corrected (demeanor judge-card)")
 
 
+def _say_cut(
+    model: Any, tokenizer: Tokenizer, sampled: list[Probe], contract: Contract, say: Callable[[str], None]
+) -> None:
+    from demeanor.measure.sample import room
+
+    most, places, system = contract.measurement.max_new_tokens, room(model), contract.system_text()
+    forced = max(contract.measurement.prefill, default=0)
+    cut = sum(len(tokenizer.prompt(probe.prompt, system)) + forced + most > places for probe in sampled)
+    if cut:
+        after = f", with {forced} tokens forced," if forced else ""
+        say(
+            f"{cut:,} of {len(sampled):,} sampled prompts{after} leave fewer than max_new_tokens={most} of the model's "
+            f"{places:,} positions: their replies end there"
+        )
+
+
 def _score(
     scorer: Scorer | None,
     tokenizer: Tokenizer,
@@ -275,18 +293,24 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _rates(replies: list[Reply]) -> dict[str, float | None]:
-    def rate(judgement: str) -> float | None:
-        judged = [reply.judgement for reply in replies]
-        return judged.count(judgement) / len(judged) if judged and None not in judged else None
+    """Of a probe that was sampled; nothing of one that was not. All None where one of its replies is missing: whether
+    a prompt is answered may depend on the reply."""
+    if not replies:
+        return {}
+    judged, rewards = [reply.judgement for reply in replies], [r.reward for r in replies if r.reward is not None]
 
-    return {
+    def rate(judgement: str) -> float | None:
+        return judged.count(judgement) / len(judged) if None not in judged else None
+
+    rates = {
         "violating_sampled_rate": rate("violating"),
         "safe_sampled_rate": rate("safe"),
         "invalid_sampled_rate": rate("invalid"),
         "repetitive_sampled_rate": _mean([float(is_repetitive(reply.text)) for reply in replies]),
-        "reward": _mean([reply.reward for reply in replies if reply.reward is not None]),
-        "reply_tokens": _mean([float(reply.num_tokens) for reply in replies if reply.fault is None]),
+        "reward": _mean(rewards) if len(rewards) == len(replies) else None,
+        "reply_tokens": _mean([float(reply.num_tokens) for reply in replies]),
     }
+    return rates if all(reply.fault is None for reply in replies) else dict.fromkeys(rates)
 
 
 def _sample(
@@ -309,19 +333,22 @@ def _sample(
         for probe, prompt, own in zip(chosen, prompts, texts, strict=True)
         for index, one in enumerate(own)
     ]
-    rewarded: list[float | None] = [None] * len(drawn)
-    if rewards is not None:
-        samples = [
-            Sample(f"probe {p.id} of {p.behaviour}", p.prompt, p.behaviour, prompt, one.ids or [], one.text)
-            for p, prompt, _, one in drawn
-        ]
-        rewarded = list(rewards.of(samples))
     judged: list[Answer] = [Answer(None)] * len(drawn)
     for behaviour, judge in judges.items():
         places = [n for n, (probe, *_, one) in enumerate(drawn) if probe.behaviour == behaviour and one.fault is None]
         answers = judge.answer([(drawn[place][0].prompt, drawn[place][3].text) for place in places])
         for place, answer in zip(places, answers, strict=True):
             judged[place] = answer
+    rewarded: list[float | None] = [None] * len(drawn)
+    if rewards is not None:
+        places = [place for place, (*_, one) in enumerate(drawn) if one.fault is None]
+        samples = [
+            Sample(f"probe {p.id} of {p.behaviour}", p.prompt, p.behaviour, prompt, one.ids or [], one.text)
+            for p, prompt, _, one in (drawn[place] for place in places)
+        ]
+        values = rewards.measured(samples, [judged[place].judgement for place in places])
+        for place, value in zip(places, values, strict=True):
+            rewarded[place] = value
     return [
         Reply(
             probe.id,

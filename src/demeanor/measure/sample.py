@@ -39,9 +39,29 @@ def sample_replies(
     max_new_tokens: int,
     seed: int,
 ) -> list[list[tuple[str, list[int]]]]:
-    """`samples` replies a prompt as (text, token ids with the end of turn); the same seed and batch give the same."""
-    if not prompts or not samples:
-        return [[] for _ in prompts]
+    """`samples` replies a prompt as (text, token ids with the end of turn); the same seed and batch give the same.
+
+    A prompt that leaves the model's positions fewer than `max_new_tokens` is sampled alone, up to the last of them; one
+    that leaves none has no reply.
+    """
+    found: list[list[tuple[str, list[int]]]] = [[] for _ in prompts]
+    if not samples:
+        return found
+    torch.manual_seed(seed)
+    left = [room(model) - len(ids) for ids in prompts]
+    together = [place for place, most in enumerate(left) if most >= max_new_tokens]
+    for places in (together, *([place] for place, most in enumerate(left) if 0 < most < max_new_tokens)):
+        if places:
+            most = min(max_new_tokens, *(left[place] for place in places))
+            drawn = _drawn(model, tokenizer, [prompts[place] for place in places], samples, temperature, most)
+            for place, own in zip(places, drawn, strict=True):
+                found[place] = own
+    return found
+
+
+def _drawn(
+    model: Any, tokenizer: Tokenizer, prompts: list[list[int]], samples: int, temperature: float, max_new_tokens: int
+) -> list[list[tuple[str, list[int]]]]:
     inner = tokenizer.inner
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
@@ -50,7 +70,6 @@ def sample_replies(
     for row, ids in enumerate(prompts):  # padded on the left, so that all replies start together
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         attention_mask[row, longest - len(ids) :] = 1
-    torch.manual_seed(seed)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     kept = base.generation_config
     # the model's own settings (a repetition penalty, say) would fill whatever a call leaves open
@@ -65,7 +84,7 @@ def sample_replies(
             top_k=0,
             top_p=1.0,
             num_return_sequences=samples,
-            max_new_tokens=min(max_new_tokens, room(base) - longest),
+            max_new_tokens=max_new_tokens,
         )[:, longest:].tolist()
     finally:
         base.generation_config = kept
