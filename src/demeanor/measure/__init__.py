@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from demeanor.errors import StageError
 from demeanor.judges import Answer, Judge, make_judges
 from demeanor.measure.kept import KeptLikelihoods
 from demeanor.measure.openings import Opening, Spellings, make_spellings
+from demeanor.measure.partial import append_partial, read_partial
 from demeanor.measure.repetition import is_repetitive
 from demeanor.measure.samplers import Sampler, check_samplers, make_sampler
 from demeanor.objectives import OBJECTIVES
@@ -59,7 +59,7 @@ def measure_model(
         weights: which ones `model` has, so that its likelihoods are kept for later runs, and vLLM can load it.
     """
     settings = contract.measurement
-    done = _read_partial(partial)
+    done = read_partial(partial)
     if OBJECTIVES[contract.training.objective].trains_reward_model:
         measure = _by_reward_model(RewardModel(model, tokenizer, contract), side)
     else:
@@ -76,7 +76,7 @@ def measure_model(
             new_scores, new_replies = measure(chunk, start)
             scores, replies = scores + new_scores, replies + new_replies
             if all(reply.fault is None for reply in new_replies):  # else they are asked again
-                _append_partial(partial, key, new_scores, new_replies)
+                append_partial(partial, key, new_scores, new_replies)
         advance(len(chunk))
     return scores, replies
 
@@ -118,8 +118,10 @@ def _of_policy(
     source, adapter = (weights.source, weights.adapter) if weights is not None else (None, None)
     sampler = make_sampler(model, source, adapter, tokenizer, contract, side, say)
     sampled = _sampled_probes(spoken, settings.max_sampled_probes) if settings.samples else set()
-    if model is not None:
-        _say_cut(model, tokenizer, [p for p in spoken if (p.behaviour, p.id) in sampled], contract, say)
+    if served is None:
+        from demeanor.measure.sample import say_cut
+
+        say_cut(model, tokenizer, [p for p in spoken if (p.behaviour, p.id) in sampled], contract, say)
     own = [probe for probe in spoken if settings.adaptive.budget and probe.behaviour not in contract.collateral]
     attacked = _sampled_probes(own, settings.adaptive.max_probes)
     deeper = None
@@ -218,22 +220,6 @@ def _say_uncorrected(contract: Contract, judges: dict[str, Judge], say: Callable
         chosen = contract.promises[name].judge
         if judge.card is None and chosen.kind != "rule":
             say(f"{name}: the judge {chosen.title} has no card, so its rates are not corrected (demeanor judge-card)")
-
-
-def _say_cut(
-    model: Any, tokenizer: Tokenizer, sampled: list[Probe], contract: Contract, say: Callable[[str], None]
-) -> None:
-    from demeanor.measure.sample import room
-
-    most, places, system = contract.measurement.max_new_tokens, room(model), contract.system_text()
-    forced = max(contract.measurement.prefill, default=0)
-    cut = sum(len(tokenizer.prompt(probe.prompt, system)) + forced + most > places for probe in sampled)
-    if cut:
-        after = f", with {forced} tokens forced," if forced else ""
-        say(
-            f"{cut:,} of {len(sampled):,} sampled prompts{after} leave fewer than max_new_tokens={most} of the model's "
-            f"{places:,} positions: their replies end there"
-        )
 
 
 def _score(
@@ -400,26 +386,3 @@ def _sampled_probes(probes: list[Probe], limit: int) -> set[tuple[str, str]]:
         count = min(limit, len(own))
         chosen |= {own[index * len(own) // count] for index in range(count)}
     return chosen
-
-
-def _read_partial(partial: Path | None) -> dict[str, Any]:
-    """Finished chunks by key; a line that a kill cut short is left out."""
-    done: dict[str, Any] = {}
-    if partial is None or not partial.exists():
-        return done
-    for line in partial.read_bytes().split(b"\n"):
-        with contextlib.suppress(ValueError):
-            item = json.loads(line)
-            done[item["key"]] = item
-    return done
-
-
-def _append_partial(partial: Path | None, key: str, scores: list[Score], replies: list[Reply]) -> None:
-    if partial is None:
-        return
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    item = {"key": key, "scores": [s.to_json() for s in scores], "replies": [r.to_json() for r in replies]}
-    with partial.open(
-        "a", encoding="ascii"
-    ) as file:  # JSON in ASCII holds no line break; the first one ends a torn line
-        file.write("\n" + json.dumps(item) + "\n")

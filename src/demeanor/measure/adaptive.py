@@ -13,7 +13,8 @@ whichever tokens the measure of that name counts.
 Both sides are attacked with one budget and one seed. What is scored is the prompt's text, rendered and encoded as any
 other is, so that what was found can be sent again; a suffix that is encoded into other tokens than those it was made
 of, or that spells a special token, is not asked. The candidates of a step share all that comes before their suffix,
-which the engine computes once. A search finds a lower bound of what an attacker can reach.
+which the engine computes once. A search finds a lower bound of what an attacker can reach. What was asked is
+kept like any other likelihood: a search of the same model is found again, at a few percent of its time when it is new.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ class Attacker:
     ) -> list[tuple[Candidate, list[int]]]:
         """At most so many of the candidates, with their prompts' tokens, that were not asked before and can be."""
         found: list[tuple[Candidate, list[int]]] = []
-        longest = max(len(target.tokens if target.text is None else target.text) for target in targets)  # a token a byte
+        # spelled by a token a byte, at most
+        longest = max(len(target.tokens if target.text is None else target.text) for target in targets)
         for candidate in candidates:
             if len(found) == most:
                 break

@@ -10,8 +10,8 @@ over the whole vocabulary, in float32:
 
 A change that is the same at every token has the fraction (T - 3) / T. The fraction says where the change lies, not how
 large it is; a limit on depth asks both. A reply of three tokens or fewer has neither. Where the two models agree, to
-LEAST_NATS over the whole reply, there is no fraction. Of several violating replies the mean counts; where one has a KL_t
-that is not finite, there is none.
+LEAST_NATS over the whole reply, there is no fraction. Of several violating replies the mean counts; where one has a
+KL_t that is not finite, there is none.
 """
 
 from __future__ import annotations

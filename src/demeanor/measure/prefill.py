@@ -118,8 +118,8 @@ def prefill_replies(
                 rows.append((probe, index, len(ids), begun, whole[len(begun) :]))
         judged = _judged([(probe, begun, said) for probe, _, _, begun, said in rows], contract, judges)
         for (probe, index, length, begun, said), answer in zip(rows, judged, strict=True):
-            own = probe.id, probe.behaviour, side, index, begun + said, length, answer.judgement, None, n, begun
-            found.append(Reply(*own, why=dict(answer.why) or None))
+            text, judgement, why = begun + said, answer.judgement, dict(answer.why) or None
+            found.append(Reply(probe.id, probe.behaviour, side, index, text, length, judgement, None, n, begun, why))
     return found
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from demeanor.contract import Contract
 from demeanor.errors import StageError
+from demeanor.records import Probe
 from demeanor.tokens import Tokenizer
 from demeanor.train.rewards import reply_of
 
@@ -15,6 +18,21 @@ from demeanor.train.rewards import reply_of
 def room(model: Any) -> int:
     """Positions that the model has."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+
+
+def say_cut(
+    model: Any, tokenizer: Tokenizer, sampled: list[Probe], contract: Contract, say: Callable[[str], None]
+) -> None:
+    """One line, if some of the sampled probes' prompts leave the model's positions too few for a whole reply."""
+    most, places, system = contract.measurement.max_new_tokens, room(model), contract.system_text()
+    forced = max(contract.measurement.prefill, default=0)
+    cut = sum(len(tokenizer.prompt(probe.prompt, system)) + forced + most > places for probe in sampled)
+    if cut:
+        after = f", with {forced} tokens forced," if forced else ""
+        say(
+            f"{cut:,} of {len(sampled):,} sampled prompts{after} leave fewer than max_new_tokens={most} of the model's "
+            f"{places:,} positions: their replies end there"
+        )
 
 
 class _Finite(LogitsProcessor):

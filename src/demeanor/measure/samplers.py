@@ -129,8 +129,8 @@ class VllmSampler:
         if self.engine is None:
             self._load()
         settings = self.contract.measurement
-        # a request has a generator of its own, its n samples those of seed, seed + 1 ...: prompts of one seed would share
-        # their noise, and of seeds that lie close together some of it
+        # a request's n samples are drawn by the seeds seed, seed + 1 ...: prompts of one seed would share their noise,
+        # and those of seeds that lie close together some of it
         params = [
             SamplingParams(
                 n=settings.samples,

@@ -1,10 +1,10 @@
 """The evidence of a run as logs of inspect-ai, one a side, for whoever reads evaluations there (`inspect view`).
 
 A probe's reply is a sample: the prompt is its input, the probe's safe replies are its target, samples of one probe are
-epochs; those of which the first n tokens were put into the model's mouth are a sample of their own, ID/prefill-n, whose
-input ends with that text. Its score `judge` is the judgement, with what the judge had to say; a reply that nobody judged has none. The
-probe's measures are the sample's score `measures`, those that could not be computed left out and named in the metadata.
-Probes of which no reply was sampled have one sample without an output.
+epochs. Replies whose first n tokens were put into the model's mouth are a sample of their own, ID/prefill-n, whose
+input ends with that text. The score `judge` is the judgement, with what the judge had to say; a reply that nobody
+judged has none. The probe's measures are the sample's score `measures`, those that could not be computed left out and
+named in the metadata. Probes of which no reply was sampled have one sample without an output.
 """
 
 from __future__ import annotations
