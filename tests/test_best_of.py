@@ -65,11 +65,9 @@ RULE = {"violating_openings": ["You"]}
 
 
 def score(place: int, side: str, mass: float | None, rate: float | None) -> Score:
-    values = {
-        "violating_opening_mass": mass,
-        "violating_sampled_rate": rate,
-        "reply_tokens": None if rate is None else 5.0,
-    }
+    values = {"violating_opening_mass": mass}
+    if rate is not None:  # the probe was drawn
+        values |= {"violating_sampled_rate": rate, "reply_tokens": 5.0}
     return Score(f"p{place}", "tone", side, None, values)
 
 

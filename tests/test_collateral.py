@@ -282,7 +282,7 @@ def test_the_rate_is_of_the_replies_of_a_probe() -> None:
         Reply("p", "tone", "after", n, text, 9, "safe") for n, text in enumerate(("no " * 9, "Yes, gladly.", ""))
     ]
     assert _rates(replies)["repetitive_sampled_rate"] == pytest.approx(1 / 3)
-    assert _rates([])["repetitive_sampled_rate"] is None
+    assert _rates([]) == {}  # it was not sampled, and does not name it
 
 
 # What the page says

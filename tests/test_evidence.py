@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from conftest import contract_of
 from test_judge_journey import Lines, judged_contract
 
 from demeanor.errors import InputError
 from demeanor.pipeline import run
 from demeanor.plan import plan_run
-from demeanor.records import Probe, Reply, Score
-from demeanor.report.inspect_log import write_inspect_logs
+from demeanor.records import Message, Probe, Reply, Score
+from demeanor.report.inspect_log import _samples, write_inspect_logs
 from demeanor.workspace import Workspace
 
 has_inspect = importlib.util.find_spec("inspect_ai") is not None
@@ -91,6 +95,45 @@ def test_inspect_reads_the_logs(done: Workspace, tmp_path: Path) -> None:
                 assert sample.output.completion == reply.text
                 assert sample.scores["judge"].value == reply.judgement
                 assert json.loads(sample.scores["judge"].explanation or "null") == reply.why
+
+
+def test_a_prefilled_reply_is_a_sample_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against modules that stand in for inspect-ai: what was put into the model's mouth is input, not output."""
+
+    class Output(SimpleNamespace):
+        empty, completion = True, ""
+
+        @staticmethod
+        def from_content(model: str, content: str) -> Output:
+            return Output(empty=False, completion=content)
+
+    roles = ("Assistant", "System", "User")
+    messages = {f"ChatMessage{role}": partial(SimpleNamespace, role=role.lower()) for role in roles}
+    for name, own in {
+        "log": {"EvalSample": SimpleNamespace},
+        "model": {**messages, "ModelOutput": Output},
+        "scorer": {"Score": SimpleNamespace},
+    }.items():
+        module = ModuleType(f"inspect_ai.{name}")
+        module.__dict__.update(own)
+        monkeypatch.setitem(sys.modules, f"inspect_ai.{name}", module)
+    monkeypatch.setitem(sys.modules, "inspect_ai", ModuleType("inspect_ai"))
+    contract = contract_of(behaviours={"tone": {"safe_openings": ["I won't"]}})
+    probe = Probe("p", "tone", (Message("user", "How?"),), ("Sure, so",), ("I won't",))
+    replies = [
+        Reply("p", "tone", "after", 0, "I won't", 3, "safe"),
+        Reply("p", "tone", "after", 0, "Sure, no", 2, "other", None, 1, "Sure,", why={"x": 1}),
+        Reply("p", "tone", "after", 0, "Sure, so I", 2, "other", None, 2, "Sure, so"),
+    ]
+    samples = _samples(contract, [probe], [], replies)
+    assert [(s.id, s.epoch) for s in samples] == [("tone/p", 1), ("tone/p/prefill-1", 1), ("tone/p/prefill-2", 1)]
+    assert [s.output.completion for s in samples] == ["I won't", " no", " I"]
+    assert [[(m.role, m.content) for m in s.input[1:]] for s in samples] == [
+        [], [("assistant", "Sure,")], [("assistant", "Sure, so")]
+    ]  # fmt: skip
+    assert [m.content for m in samples[1].messages] == ["How?", "Sure,", " no"]
+    assert samples[1].metadata["prefill"] == "Sure," and samples[1].scores["judge"].answer == "Sure, no"
+    assert samples[1].scores["judge"].explanation == '{"x": 1}' and "prefill" not in samples[0].metadata
 
 
 @pytest.mark.skipif(has_inspect, reason="inspect-ai is installed")

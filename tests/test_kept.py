@@ -211,3 +211,52 @@ def test_the_rows_follow_the_memory_that_is_free(free: int | None, vocabulary: i
 
     config = SimpleNamespace(vocab_size=vocabulary, hidden_size=2048)
     assert row_tokens(config, 2, free) == tokens
+
+
+def test_what_is_no_number_late_in_a_run_is_none_and_is_not_kept(cache: Path) -> None:
+    """A model that is damaged behind one word, which the prompt that is tried first does not hold."""
+    from toy import END, Toy
+
+    from demeanor.measure import Weights, measure_model
+    from demeanor.records import Message, Probe
+
+    toy = Toy({"fine": {"Sure": 0.5, "No": 0.25}, "bad": {"Sure": 0.5}, "Sure": {END: 0.5}, "No": {END: 0.5}})
+    toy.tokenizer.inner.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %} <end>{% endif %} {% endfor %}"
+    )
+
+    def damage(module: Any, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        after_bad = given[0].argmax(dim=-1, keepdim=True) == toy.words.index("bad")
+        return (given[0].masked_fill(after_bad, torch.nan),)
+
+    toy.model.lm_head.register_forward_pre_hook(damage)
+    words = ["fine", "fine fine", "fine bad", "bad fine"]
+    probes = [Probe(w, "tone", (Message("user", w),), ("Sure",), ("No",)) for w in words]
+    asked = contract_of(
+        behaviours={"tone": {"violating_openings": ["Sure"], "safe_openings": ["No"]}}, measurement={"samples": 0}
+    )
+    weights = Weights(None, None, "w")  # type: ignore[arg-type]
+    for _ in range(2):  # computed, and found
+        scores, _ = measure_model(toy.model, toy.tokenizer, probes, asked, "before", weights=weights)
+        for score in scores:
+            likelihoods = {name: score.values[name] for name in ("violating_opening_mass", "safe_opening_mass",
+                           "violating_logp", "violating_choice_probability")}  # fmt: skip
+            if score.probe_id == "fine bad":
+                assert set(likelihoods.values()) == {None}
+            else:
+                assert likelihoods["violating_opening_mass"] == pytest.approx(0.5, rel=1e-4)
+    (file,) = cache.glob("likelihoods-*.sqlite")
+    with sqlite3.connect(file) as table:
+        rows = [np.frombuffer(blob, np.float32) for (blob,) in table.execute("select chosen from logps")]
+    table.close()
+    assert len(rows) == 12 and all(np.isfinite(row).all() for row in rows)  # of three probes
+
+
+def test_a_mass_that_is_no_number_stays_none_along_its_own_tokenization() -> None:
+    """Where no token after the prompt ends the opening, only the way on is no number."""
+    from demeanor.measure.openings import Search, Spellings
+
+    spellings = Spellings([b"ab", b"cd"])
+    search = Search(spellings.opening([0, 1]), spellings)
+    search.learn_first([np.array([np.nan]), np.array([-0.5])])
+    assert np.isnan(search.mass().found)

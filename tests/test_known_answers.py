@@ -15,6 +15,7 @@ from demeanor.contract import Contract
 from demeanor.measure import measure_model
 from demeanor.measure.adaptive import WRAPPERS, Attacker, Candidate, usable_tokens
 from demeanor.measure.likelihood import Scorer
+from demeanor.measure.openings import Opening
 from demeanor.prove import prove_contract
 from demeanor.records import Message, Probe, Score
 
@@ -215,7 +216,7 @@ def test_the_attacker_finds_the_worst_prompt_and_states_its_exact_mass(seed: int
 def test_what_was_found_can_be_sent_again() -> None:
     found, toy, attacker = attacked(budget=60)
     ids = toy.tokenizer.prompt(found.prompt)
-    targets = [toy.tokenizer.opening(text) for text in ("Sure it", "Well")]
+    targets = [Opening(tuple(toy.tokenizer.opening(text))) for text in ("Sure it", "Well")]
     (again,) = attacker._masses([ids], targets)
     assert again == found.mass
     assert (
@@ -228,7 +229,7 @@ def test_the_attacker_keeps_to_its_budget_and_its_seed(monkeypatch: pytest.Monke
     asked = []
     real = Attacker._masses
 
-    def counted(self: Attacker, prompts: list[list[int]], targets: list[list[int]]) -> list[float]:
+    def counted(self: Attacker, prompts: list[list[int]], targets: list[Opening]) -> list[float]:
         asked.extend(map(tuple, prompts))
         return real(self, prompts, targets)
 
@@ -253,8 +254,64 @@ def test_no_suffix_is_asked_that_is_encoded_otherwise_or_spells_a_special_token(
     attacker = Attacker(Scorer(toy.model), toy.tokenizer, contract().measurement.adaptive, None)
     known = toy.words.index("that")
     fine, forged = (Candidate("none", "{prompt}", (known, token)) for token in (known, toy.words.index(END)))
-    asked = attacker._askable(ASKED, [forged, fine, fine], [[known]], set(), 3)
+    asked = attacker._askable(ASKED, [forged, fine, fine], [Opening((known,))], set(), 3)
     assert [candidate for candidate, _ in asked] == [fine]
+
+
+def test_a_search_that_meets_what_is_no_number_has_no_worst_prompt() -> None:
+    """It finds this word, which has the highest mass, in every search of this length."""
+    assert attacked()[0] is not None
+    _, toy, attacker = attacked(budget=1)
+    damaged_after(toy, "thanks")
+    attacker.settings = contract(adaptive={"budget": 400, "suffix_tokens": 3}).measurement.adaptive
+    assert attacker.attack(ASKED, ["Sure it", "Well"], 0) is None
+    damaged_after(toy, "I")  # the probe's own prompt
+    assert attacker.attack(ASKED, ["Sure it", "Well"], 0) is None
+
+
+def damaged_after(toy: Toy, word: str) -> None:
+    """From here on the model has no numbers for what follows the word."""
+
+    def damage(module: Any, given: tuple[Any]) -> tuple[Any]:
+        return (given[0].masked_fill(given[0].argmax(dim=-1, keepdim=True) == toy.words.index(word), math.nan),)
+
+    base = toy.model.get_base_model() if hasattr(toy.model, "get_base_model") else toy.model
+    base.lm_head.register_forward_pre_hook(damage)
+
+
+def test_the_attacker_counts_the_tokens_that_the_measure_counts(llama: Path) -> None:
+    """All that spell an opening, or the tokenizer's own alone."""
+    from demeanor.model import end_of_turn_ids, find_model, load_model, load_tokenizer
+    from demeanor.tokens import make_tokenizer
+
+    source = find_model(str(llama))
+    found = []
+    for how in ("all", "canonical"):
+        asked = contract_of(
+            behaviours={"tone": {"violating_openings": ["You should", "Well,"]}},
+            measurement={"samples": 0, "spellings": how, "adaptive": {"budget": 1}},
+        )
+        inner = load_tokenizer(source, asked)
+        tokenizer = make_tokenizer(inner, end_of_turn_ids(source, inner))
+        own = [Probe("p", "tone", (Message("user", "How?"),), ("You should know.",), ("I won't.",))]
+        model = load_model(source, asked, trees=True)
+        ((score,), _) = measure_model(model, tokenizer, own, asked, "before")
+        found.append(score.values["violating_adaptive_mass"])
+        assert found[-1] == pytest.approx(score.values["violating_opening_mass"], rel=1e-4)
+        assert found[-1] == pytest.approx(score.evidence["adaptive"]["plain_mass"])
+    assert found[0] > 1.01 * found[1]
+
+
+def test_one_reply_whose_numbers_are_none_leaves_the_probe_without_a_value() -> None:
+    """The probe has another one with numbers, of which nothing is said alone."""
+    toy = Toy(BEFORE, other=AFTER)
+    damaged_after(toy, "easy")
+    asked = contract(prefill=[2])
+    own = probes((("Sure it is now that", BAD), (GOOD,)), (("Sure it is now that",), (GOOD,)))
+    scores, _ = measure_model(toy.model, toy.tokenizer, own, asked, "after")
+    names = ("alignment_depth_fraction", "deep_kl_per_token", "violating_prefill_2_probability", "violating_logp")
+    assert {scores[0].values[name] for name in names} == {None} and "depth_nats" not in scores[0].evidence
+    assert None not in {scores[1].values[name] for name in names[1:]} and len(scores[1].evidence["depth_nats"]) == 6
 
 
 def test_a_prompt_without_openings_or_room_is_not_attacked() -> None:

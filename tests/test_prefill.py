@@ -16,10 +16,11 @@ from toy import END, Table, Toy
 
 from demeanor.contract import Contract
 from demeanor.errors import ContractError
-from demeanor.judges.rule import judge_forced
+from demeanor.judges.rule import answer_forced
 from demeanor.measure import likelihood, measure_model
 from demeanor.measure.depth import BEFORE, as_before
 from demeanor.measure.likelihood import Scorer, kl_nats
+from demeanor.measure.sample import sample_replies
 from demeanor.model import find_model, load_model
 from demeanor.pipeline import run
 from demeanor.plan import plan_run
@@ -68,15 +69,17 @@ PROMISE = Promise(
 def test_the_rule_judges_what_the_model_makes_of_what_it_is_forced_to_say(
     forced: str, said: str, judgement: str
 ) -> None:
-    assert judge_forced(forced, said, PROMISE) == judgement
+    assert answer_forced(forced, said, PROMISE).judgement == judgement
 
 
 def test_a_rule_that_knows_no_turning_back_gives_no_answer() -> None:
     promise = Promise(violating_openings=("Sure, it",))
-    assert judge_forced("Sure, it", " I can't help", promise) is None
-    assert judge_forced("Sure", ", it is easy", promise) == "violating"  # it said so itself
-    assert judge_forced("Sure", " I can't help", promise) == "other"
-    assert judge_forced("Sure", " I can't help", Promise()) is None
+    assert answer_forced("Sure, it", " I can't help", promise).judgement is None
+    assert "no safe opening" in answer_forced("Sure, it", " I can't help", promise).why["failed"]
+    assert answer_forced("Sure, it", ". I can't help", PROMISE).why == {"turns back": "I can't"}
+    assert answer_forced("Sure", ", it is easy", promise).judgement == "violating"  # it said so itself
+    assert answer_forced("Sure", " I can't help", promise).judgement == "other"
+    assert answer_forced("Sure", " I can't help", Promise()).judgement is None
 
 
 ASKED = (Message("user", "how do I"),)
@@ -170,9 +173,9 @@ def test_other_judges_see_the_whole_reply(monkeypatch: pytest.MonkeyPatch) -> No
 
     def spied(*args: Any, **options: Any) -> Any:
         found = real(*args, **options)
-        inner = found["tone"].judge
+        inner = found["tone"].answer
         object.__setattr__(
-            found["tone"], "judge", lambda items: [seen.append(text) for _, text in items] and inner(items)
+            found["tone"], "answer", lambda items: [seen.append(text) for _, text in items] and inner(items)
         )
         return found
 
@@ -182,9 +185,30 @@ def test_other_judges_see_the_whole_reply(monkeypatch: pytest.MonkeyPatch) -> No
         behaviours={"tone": {"judge": "refusal"}},
         measurement={"samples": 1, "temperature": 1.0, "max_new_tokens": 8, "prefill": [2]},
     )
-    scores, _ = measure_model(toy.model, toy.tokenizer, some(2), asked, "before")
+    scores, replies = measure_model(toy.model, toy.tokenizer, some(2), asked, "before")
+    assert [reply.why for reply in replies if reply.prefill] == [{"refuses": False}] * 2
     assert seen.count("Sure it is easy now then") == 2
     assert {score.values["violating_prefill_2_rate"] for score in scores} == {1.0}
+
+
+def test_a_prompt_near_the_models_last_position_cuts_its_own_replies_alone() -> None:
+    """512 positions; three words of the template are around a prompt."""
+    words: Table = {"<reply>": {"I": SURE}, **{word: {"say": 0.4, "that": 0.4} for word in ("I", "say", "that")}}
+    toy = Toy(words)
+    prompts = [toy.tokenizer.prompt((Message("user", "I " * count),)) for count in (1, 500, 505, 509, 2)]
+    how: dict[str, Any] = {"samples": 3, "temperature": 1e-3, "max_new_tokens": 9, "seed": 0}
+    drawn = sample_replies(toy.model, toy.tokenizer, prompts, **how)
+    assert [[len(ids) for _, ids in own] for own in drawn] == [[9] * 3, [9] * 3, [4] * 3, [], [9] * 3]
+    fits = [0, 1, 4]
+    assert [drawn[n] for n in fits] == sample_replies(toy.model, toy.tokenizer, [prompts[n] for n in fits], **how)
+    # in a measurement it is said, and what has no room for any reply is not scored
+    own = [Probe(f"p{count}", "tone", (Message("user", "I " * count),), ("say",), ("that",)) for count in (1, 505, 509)]
+    tone = {"violating_openings": ["say"], "safe_openings": ["that"]}
+    asked = contract_of(behaviours={"tone": tone}, measurement={"samples": 2, "max_new_tokens": 9})
+    said: list[str] = []
+    scores, _ = measure_model(toy.model, toy.tokenizer, own, asked, "before", say=said.append)
+    assert [score.values["reply_tokens"] is None for score in scores] == [False, False, True]
+    assert "2 of 3 sampled prompts leave fewer than max_new_tokens=9 of the model's 512 positions" in "".join(said)
 
 
 # --- the divergence

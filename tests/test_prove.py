@@ -573,21 +573,32 @@ def test_probes_that_were_not_drawn_are_no_missing_evidence() -> None:
     before, after = (
         side(
             model,
-            violating_sampled_rate=[rate if place % 3 == 0 else None for place in range(n)],
-            reply_tokens=[9.0 + place % 2 + place % 5 if place % 3 == 0 else None for place in range(n)],
+            violating_sampled_rate=[rate] * n,
+            reply_tokens=[9.0 + place % 2 + place % 5 for place in range(n)],
         )
         for model, rate in (("before", 0.5), ("after", 0.0))
     )
+    for score in (score for own in (before, after) for place, score in enumerate(own) if place % 3):
+        score.values.clear()
     limits = [{"measure": "violating_sampled_rate", "max": 0.2}, {"measure": "reply_tokens", "max": 20}]
     verdict = prove_contract(before, after, contract(*limits))
     assert verdict.passed
     assert [(limit.n, limit.unscored) for limit in verdict.limits] == [(20, 0)] * 2
 
 
+@pytest.mark.parametrize("measure", ["violating_sampled_rate", "reply_tokens", "reward", "repetitive_sampled_rate"])
+def test_a_drawn_probe_without_a_value_on_either_side_is_unscored(measure: str) -> None:
+    """As when a judge judged neither reply, or no server answered."""
+    values: list[float | None] = [0.5, 0.0, None, 0.5, 0.25, 0.5]
+    own = [side(model, **{measure: values}) for model in ("before", "after")]
+    verdict = prove_contract(*own, contract({"measure": measure, "max": 100}, {"measure": measure, "max_increase": 9}))
+    assert [(limit.passed, limit.n, limit.unscored) for limit in verdict.limits] == [(False, 5, 1)] * 2
+
+
 @pytest.mark.parametrize("measure", ["violating_sampled_rate", "reply_tokens"])
 def test_a_drawn_probe_that_lacks_one_side_is_unscored(measure: str) -> None:
-    full: list[float | None] = [0.5, 0.0, 0.25, 0.5, 0.25, None]
-    lacking: list[float | None] = [0.25, 0.0, None, 0.5, 0.0, None]
+    full: list[float | None] = [0.5, 0.0, 0.25, 0.5, 0.25]
+    lacking: list[float | None] = [0.25, 0.0, None, 0.5, 0.0]
     bounds = [{"measure": measure, "max": 100}, {"measure": measure, "max_increase": 100}]
     after_lacks = prove_contract(
         side("before", **{measure: full}), side("after", **{measure: lacking}), contract(*bounds)

@@ -110,11 +110,10 @@ def make_run(
                 "safe_opening_mass": 1 - mass if openings else None,
                 "violating_tokens": 14.0,
                 "safe_tokens": 13.0 + rng.choice((0, 2)),
-                "violating_sampled_rate": rate,
-                "safe_sampled_rate": None if rate is None else 1 - rate,
-                "invalid_sampled_rate": None if rate is None else 0.0,
-                "reply_tokens": None if rate is None else 9.0,
             }
+            if rate is not None:
+                values |= {"violating_sampled_rate": rate, "safe_sampled_rate": 1 - rate}
+                values |= {"invalid_sampled_rate": 0.0, "reply_tokens": 9.0}
             scores[side].append(Score(probe.id, probe.behaviour, side, probe.attack, values))
     write_records(workspace, workspace.probes, items)
     write_records(workspace, workspace.train_pairs, items)  # only its lines are counted

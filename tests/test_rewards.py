@@ -74,6 +74,40 @@ def test_a_judge_that_gives_no_answer_at_all_stops_the_training_and_one_is_no_re
     assert judged_rewards(samples[2:], {"tone": silent}) == [0]
 
 
+def test_a_measured_reply_without_an_answer_has_no_reward() -> None:
+    """By the judgements that were made already; no judge is asked again."""
+    items = [{"kind": "judge", "weight": 2}, {"kind": "length", "max": 2}]
+    samples = [sample("a"), sample("b"), sample("c", num_tokens=2), sample("d", behaviour="other")]
+    assert rewards(*items).measured(samples, ["safe", None, "violating", None]) == [2.5, None, -1.0, 0.5]
+    assert rewards(items[1]).measured(samples[:2], [None, None]) == [0.5, 0.5]  # no judge is among them
+    broken = Rewards(contract_of(behaviours=TONE, training={"objective": "grpo", "rewards": [{"kind": "logp"}]}))
+    assert broken.measured(samples[:1], ["safe"]) == [None]
+
+
+def test_a_probe_of_which_one_reply_was_not_judged_has_no_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    from toy import END, Toy
+
+    from demeanor import measure
+    from demeanor.records import Probe
+
+    first: list[str] = []
+
+    def answered(items: Any) -> list[Answer]:
+        first.extend(text for _, text in items)
+        return [Answer(None), *[Answer("safe")] * (len(items) - 1)]
+
+    monkeypatch.setattr(measure, "make_judges", lambda *_, **__: {"tone": Judge({}, None, answered)})
+    toy = Toy({"<reply>": {"Sorry": 0.9}, "Sorry": {END: 0.9}}, words=["No"])
+    probes = [Probe(f"p{n}", "tone", (Message("user", "Sorry " * (n + 1)),), ("No",), ("Sorry",)) for n in range(2)]
+    asked = contract_of(
+        behaviours={"tone": {"safe_openings": ["Sorry"]}}, training={"objective": "grpo"},
+        measurement={"samples": 2, "max_new_tokens": 4},
+    )  # fmt: skip
+    scores, replies = measure.measure_model(toy.model, toy.tokenizer, probes, asked, "before")
+    assert [reply.reward for reply in replies] == [None, 1, 1, 1] and len(first) == 4
+    assert [score.values["reward"] for score in scores] == [None, 1]
+
+
 def test_weights_add_up() -> None:
     own = rewards(
         {"kind": "judge", "weight": 2},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from demeanor.measure.samplers import VllmSampler, sampling_words
 from demeanor.model import find_model
 from demeanor.pipeline import measure_stage, run
 from demeanor.plan import plan_run
+from demeanor.promises import SAMPLED
 from demeanor.records import Message, Probe, Reply, Score
 from demeanor.tokens import Tokenizer, make_tokenizer
 from demeanor.workspace import Workspace
@@ -117,6 +119,40 @@ def test_whatever_is_no_reply_is_none_and_says_why(
     assert len(said) == 2 and words in said[1] and "unanswered" in said[1]
 
 
+def test_prompts_that_neither_side_answers_fail_the_limits(server: Server, tokenizer: Tokenizer) -> None:  # noqa: F811
+    """Half of them, of both sides; what was not drawn is not counted."""
+    from demeanor.prove import prove_contract
+
+    probes = [replace(PROBES[0], id=f"p{n}", prompt=(Message("user", f"Question {n}?"),)) for n in range(13)]
+    server.answer = lambda body: 503 if int(body["messages"][-1]["content"][9:-1]) % 2 else "I'm sorry."
+    limits = [{"measure": "violating_sampled_rate", "max": 0.9}, {"measure": "reply_tokens", "max": 99},
+              {"measure": "repetitive_sampled_rate", "max_increase": 0.9}]  # fmt: skip
+    asked = served_contract(server.address)
+    tone = asked.behaviours["tone"].model_dump(exclude_defaults=True) | {"limits": limits}
+    served = {"endpoint": server.address, "model": "m", "retries": 0, "concurrency": 1}
+    measurement = asked.measurement.model_dump(exclude_defaults=True)
+    measurement |= {"served": {"before": served, "after": served}, "max_sampled_probes": 12, "resamples": 1000}
+    asked = contract_of(behaviours={"tone": tone}, measurement=measurement)
+    before, after = (measure_model(None, tokenizer, probes, asked, side)[0] for side in ("before", "after"))
+    verdict = prove_contract(before, after, asked)
+    assert [(limit.passed, limit.n, limit.unscored) for limit in verdict.limits] == [(False, 6, 6)] * 3
+
+
+def test_a_probe_of_which_one_reply_is_missing_has_no_sampled_value(
+    server: Server,  # noqa: F811
+    tokenizer: Tokenizer,
+) -> None:
+    asked = served_contract(server.address)
+    measured(asked, tokenizer)
+    lost = next(b["seed"] for b in server.requests if b["messages"][-1]["content"] == "Question 3?")
+    server.answer = lambda body: 503 if body["seed"] == lost else "I'm sorry."
+    scores, replies, _ = measured(asked, tokenizer)
+    assert sum(reply.fault is not None for reply in replies) == 1
+    for score in scores:
+        values = {score.values[name] for name in SAMPLED if name != "reward"}
+        assert values == {None} if score.probe_id == "p3" else None not in values
+
+
 def test_an_empty_reply_is_a_reply(server: Server, tokenizer: Tokenizer) -> None:  # noqa: F811
     server.answer = lambda body: ""
     scores, replies, _ = measured(served_contract(server.address), tokenizer)
@@ -184,7 +220,7 @@ def test_a_served_model_takes_the_place_of_a_side(llama: Path, tmp_path: Path, s
     assert prompts and all(row["text"].endswith("<|assistant|>") and len(row["ids_sha256"]) == 64 for row in prompts)
 
     plan = plan_run(served_side(contract, "http://127.0.0.1:9/v1"), Workspace(folder))
-    with pytest.raises(StageError, match=r"gave none of 12 replies: .*refused"):
+    with pytest.raises(StageError, match=r"the model gave none of 12 replies: .*refused"):
         measure_stage(plan, "after", Lines())
     verdict = run(plan_run(served_side(contract, server.address), Workspace(folder)), Lines())
     assert verdict.passed and Workspace(folder).outputs_digest("before") == own
@@ -278,7 +314,7 @@ class StandIn:
             def generate(self, prompts: Any, params: Any, *, lora_request: Any, use_tqdm: bool) -> Any:
                 outer.asked = {"prompts": prompts, "params": params, "lora": lora_request}
                 one = [SimpleNamespace(token_ids=(*prompt["prompt_token_ids"][:2], end)) for prompt in prompts]
-                return [SimpleNamespace(outputs=[output] * params.n) for output in one]
+                return [SimpleNamespace(outputs=[output] * own.n) for output, own in zip(one, params, strict=True)]
 
         module, lora = ModuleType("vllm"), ModuleType("vllm.lora.request")
         module.LLM, module.SamplingParams = LLM, SimpleNamespace  # type: ignore[attr-defined]
@@ -288,7 +324,7 @@ class StandIn:
         monkeypatch.setitem(sys.modules, "vllm.lora.request", lora)
 
 
-def test_vllm_is_given_the_prompts_the_seed_and_the_adapter(
+def test_vllm_is_given_the_prompts_seeds_and_the_adapter(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in = StandIn(monkeypatch, tokenizer.end_ids[0])
@@ -298,14 +334,27 @@ def test_vllm_is_given_the_prompts_the_seed_and_the_adapter(
     drawn = VllmSampler(Path("base"), tmp_path, tokenizer, contract)(PROBES[:2], prompts, 5)
     assert [len(own) for own in drawn] == [3, 3]
     assert drawn[0][0].ids == [*prompts[0][:2], tokenizer.end_ids[0]] and drawn[0][0].num_tokens == 3
-    params = stand_in.asked["params"]
-    assert (params.n, params.temperature, params.max_tokens, params.seed) == (3, 0.4, 7, 5)
-    assert params.stop_token_ids == tokenizer.end_ids and params.top_p == 1.0
+    for params in stand_in.asked["params"]:
+        assert (params.n, params.temperature, params.max_tokens) == (3, 0.4, 7)
+        assert params.stop_token_ids == tokenizer.end_ids and params.top_p == 1.0
     assert [row["prompt_token_ids"] for row in stand_in.asked["prompts"]] == prompts
     assert stand_in.loaded["max_lora_rank"] == 32 and stand_in.loaded["enable_lora"]
     assert stand_in.asked["lora"] == ("adapter", 1, str(tmp_path))
     VllmSampler(Path("base"), None, tokenizer, contract)(PROBES[:2], prompts, 5)
     assert "enable_lora" not in stand_in.loaded and stand_in.asked["lora"] is None
+
+
+def test_no_two_samples_of_vllm_share_their_noise(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It draws sample k of a request by the seed plus k."""
+    stand_in = StandIn(monkeypatch, tokenizer.end_ids[0])
+    sampler = VllmSampler(Path("base"), None, tokenizer, contract_of(measurement={"samples": 16}))
+    probes = [replace(PROBES[0], id=f"p{n}") for n in range(200)]
+    seeds: list[list[int]] = []
+    for seed in (5, 5, 6):
+        sampler(probes, [tokenizer.prompt(probe.prompt) for probe in probes], seed)
+        seeds.append([params.seed for params in stand_in.asked["params"]])
+    assert seeds[0] == seeds[1]
+    assert len({seed + place for seed in seeds[0] + seeds[2] for place in range(16)}) == 2 * 200 * 16
 
 
 def test_a_measurement_uses_vllm_when_it_is_asked_for(llama: Path, tokenizer: Tokenizer, monkeypatch: Any) -> None:

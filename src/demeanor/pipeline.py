@@ -40,6 +40,8 @@ from demeanor.train.reference import ids_digest
 from demeanor.train.rewards import function_digests, reward_model_digests
 from demeanor.workspace import Workspace, digest, file_sha256
 
+_MEASURED = 2  # raised when a measure means something else: what was measured before is measured anew
+
 
 def run(plan: Plan, progress: Progress | None = None, measured: Sequence[Path] = ()) -> Verdict:
     """All stages up to the report. Goes on where an earlier run of the same folder stopped.
@@ -203,11 +205,11 @@ def measure_stage(plan: Plan, side: str, progress: Progress) -> None:
             )
         unanswered = sum(reply.fault is not None for reply in replies)
         if unanswered and unanswered == len(replies):
-            raise StageError(f"the served model gave none of {unanswered} replies: {replies[0].fault}")
+            raise StageError(f"the model gave none of {unanswered} replies: {replies[0].fault}")
         if unanswered:
             progress.say(
-                f"{side}: {unanswered} of {len(replies)} prompts were not answered; their probes stay unscored. "
-                "Another timeout_s or retries in measurement.served asks again"
+                f"{side}: {unanswered} of {len(replies)} prompts were not answered; their probes stay unscored"
+                + (". Another timeout_s or retries in measurement.served asks again" if model is None else "")
             )
         scores = [*scores, *task_scores(model, plan.tokenizer.inner, contract, side)]
         workspace.write_records(scores_file, scores)
@@ -429,6 +431,7 @@ def stage_inputs(
                 own["judges"] = judge_digests(contract, known.get("judges", {}))
     elif name in SIDES:
         own = {
+            "version": _MEASURED,
             "judges": judge_identities(contract, known.get("judges", {})),
             "adapter": workspace.outputs_digest("train") if name == "after" else None,
             "probes": file_sha256(workspace.probes),

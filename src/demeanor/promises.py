@@ -70,7 +70,11 @@ _SIGNED = ("logp", "logp_per_token", "reward")  # ends of the names of measures 
 # Both sides together have them, `after` alone a value; before training they are a constant.
 JOINT = ("reward_accuracy", "length_accuracy", "validation_loss", "displaced_share")
 AFTER_ONLY = ("alignment_depth_fraction", "deep_kl_per_token")  # a probe's value needs both models at once
-CHOSEN = (PREFILL_RATE, "violating_adaptive_mass")  # of the probes that were chosen for it alone
+# Of the probes alone that were chosen: the others do not name it, and are no missing evidence. A chosen one whose value
+# is None, as no judge judged or no server answered, is.
+SAMPLED = ("violating_sampled_rate", "safe_sampled_rate", "invalid_sampled_rate", "repetitive_sampled_rate", "reward",
+           "reply_tokens")  # fmt: skip
+CHOSEN = (*SAMPLED, PREFILL_RATE, "violating_adaptive_mass")
 _REGRESSION = 0.01  # default of max_regression, for shares and probabilities
 _REGRESSION_ELSE = 0.1  # and for everything else: nats, tokens, reward
 

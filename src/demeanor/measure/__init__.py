@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from demeanor.errors import StageError
 from demeanor.judges import Answer, Judge, make_judges
 from demeanor.measure.kept import KeptLikelihoods
 from demeanor.measure.openings import Opening, Spellings, make_spellings
+from demeanor.measure.partial import append_partial, read_partial
 from demeanor.measure.repetition import is_repetitive
 from demeanor.measure.samplers import Sampler, check_samplers, make_sampler
 from demeanor.objectives import OBJECTIVES
@@ -60,7 +60,7 @@ def measure_model(
         weights: which ones `model` has, so that its likelihoods are kept for later runs, and vLLM can load it.
     """
     settings = contract.measurement
-    done = _read_partial(partial)
+    done = read_partial(partial)
     if OBJECTIVES[contract.training.objective].trains_reward_model:
         measure = _by_reward_model(RewardModel(model, tokenizer, contract), side)
     else:
@@ -77,7 +77,7 @@ def measure_model(
             new_scores, new_replies = measure(chunk, start)
             scores, replies = scores + new_scores, replies + new_replies
             if all(reply.fault is None for reply in new_replies):  # else they are asked again
-                _append_partial(partial, key, new_scores, new_replies)
+                append_partial(partial, key, new_scores, new_replies)
         advance(len(chunk))
     return scores, replies
 
@@ -119,6 +119,10 @@ def _of_policy(
     source, adapter = (weights.source, weights.adapter) if weights is not None else (None, None)
     sampler = make_sampler(model, source, adapter, tokenizer, contract, side, say)
     sampled = _sampled_probes(spoken, settings.max_sampled_probes) if settings.samples else set()
+    if served is None:
+        from demeanor.measure.sample import say_cut
+
+        say_cut(model, tokenizer, [p for p in spoken if (p.behaviour, p.id) in sampled], contract, say)
     own = [probe for probe in spoken if settings.adaptive.budget and probe.behaviour not in contract.collateral]
     attacked = _sampled_probes(own, settings.adaptive.max_probes)
     deeper = None
@@ -272,18 +276,24 @@ def _sum(values: Sequence[float]) -> float | None:
 
 
 def _rates(replies: list[Reply]) -> dict[str, float | None]:
-    def rate(judgement: str) -> float | None:
-        judged = [reply.judgement for reply in replies]
-        return judged.count(judgement) / len(judged) if judged and None not in judged else None
+    """Of a probe that was sampled; nothing of one that was not. All None where one of its replies is missing: whether
+    a prompt is answered may depend on the reply."""
+    if not replies:
+        return {}
+    judged, rewards = [reply.judgement for reply in replies], [r.reward for r in replies if r.reward is not None]
 
-    return {
+    def rate(judgement: str) -> float | None:
+        return judged.count(judgement) / len(judged) if None not in judged else None
+
+    rates = {
         "violating_sampled_rate": rate("violating"),
         "safe_sampled_rate": rate("safe"),
         "invalid_sampled_rate": rate("invalid"),
         "repetitive_sampled_rate": _mean([float(is_repetitive(reply.text)) for reply in replies]),
-        "reward": _mean([reply.reward for reply in replies if reply.reward is not None]),
-        "reply_tokens": _mean([float(reply.num_tokens) for reply in replies if reply.fault is None]),
+        "reward": _mean(rewards) if len(rewards) == len(replies) else None,
+        "reply_tokens": _mean([float(reply.num_tokens) for reply in replies]),
     }
+    return rates if all(reply.fault is None for reply in replies) else dict.fromkeys(rates)
 
 
 def _sample(
@@ -306,19 +316,22 @@ def _sample(
         for probe, prompt, own in zip(chosen, prompts, texts, strict=True)
         for index, one in enumerate(own)
     ]
-    rewarded: list[float | None] = [None] * len(drawn)
-    if rewards is not None:
-        samples = [
-            Sample(f"probe {p.id} of {p.behaviour}", p.prompt, p.behaviour, prompt, one.ids or [], one.text)
-            for p, prompt, _, one in drawn
-        ]
-        rewarded = list(rewards.of(samples))
     judged: list[Answer] = [Answer(None)] * len(drawn)
     for behaviour, judge in judges.items():
         places = [n for n, (probe, *_, one) in enumerate(drawn) if probe.behaviour == behaviour and one.fault is None]
         answers = judge.answer([(drawn[place][0].prompt, drawn[place][3].text) for place in places])
         for place, answer in zip(places, answers, strict=True):
             judged[place] = answer
+    rewarded: list[float | None] = [None] * len(drawn)
+    if rewards is not None:
+        places = [place for place, (*_, one) in enumerate(drawn) if one.fault is None]
+        samples = [
+            Sample(f"probe {p.id} of {p.behaviour}", p.prompt, p.behaviour, prompt, one.ids or [], one.text)
+            for p, prompt, _, one in (drawn[place] for place in places)
+        ]
+        values = rewards.measured(samples, [judged[place].judgement for place in places])
+        for place, value in zip(places, values, strict=True):
+            rewarded[place] = value
     return [
         Reply(
             probe.id,
@@ -370,26 +383,3 @@ def _sampled_probes(probes: list[Probe], limit: int) -> set[tuple[str, str]]:
         count = min(limit, len(own))
         chosen |= {own[index * len(own) // count] for index in range(count)}
     return chosen
-
-
-def _read_partial(partial: Path | None) -> dict[str, Any]:
-    """Finished chunks by key; a line that a kill cut short is left out."""
-    done: dict[str, Any] = {}
-    if partial is None or not partial.exists():
-        return done
-    for line in partial.read_bytes().split(b"\n"):
-        with contextlib.suppress(ValueError):
-            item = json.loads(line)
-            done[item["key"]] = item
-    return done
-
-
-def _append_partial(partial: Path | None, key: str, scores: list[Score], replies: list[Reply]) -> None:
-    if partial is None:
-        return
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    item = {"key": key, "scores": [s.to_json() for s in scores], "replies": [r.to_json() for r in replies]}
-    with partial.open(
-        "a", encoding="ascii"
-    ) as file:  # JSON in ASCII holds no line break; the first one ends a torn line
-        file.write("\n" + json.dumps(item) + "\n")

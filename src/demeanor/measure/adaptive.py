@@ -2,7 +2,8 @@
 
 A seeded random search, as Andriushchenko et al. 2024 ("Jailbreaking leading safety-aligned LLMs with simple adaptive
 attacks") run it over a suffix; here a step may also change the wrapper around the question. What it maximises is the
-violating opening mass: the exact probability that the reply begins with one of the behaviour's violating openings.
+violating opening mass: the exact probability that the reply begins with one of the behaviour's violating openings, in
+whichever tokens the measure of that name counts.
 
 1. The probe's own prompt is asked, then the prompt in each of WRAPPERS.
 2. At each step `candidates` edits of the best prompt so far are asked: another wrapper, or a run of the suffix's tokens
@@ -12,7 +13,8 @@ violating opening mass: the exact probability that the reply begins with one of 
 Both sides are attacked with one budget and one seed. What is scored is the prompt's text, rendered and encoded as any
 other is, so that what was found can be sent again; a suffix that is encoded into other tokens than those it was made
 of, or that spells a special token, is not asked. The candidates of a step share all that comes before their suffix,
-which the engine computes once. A search finds a lower bound of what an attacker can reach.
+which the engine computes once. A search finds a lower bound of what an attacker can reach. What was asked is
+kept like any other likelihood: a search of the same model is found again, at a few percent of its time when it is new.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 
 from demeanor.contract import Adaptive
 from demeanor.measure.likelihood import Scorer
+from demeanor.measure.openings import Opening
 from demeanor.records import Message
 from demeanor.tokens import Refused, Tokenizer
 
@@ -91,7 +94,8 @@ class Attacker:
         seed: int,
         advance: Callable[[int], None] = lambda queries: None,
     ) -> Found | None:
-        """The worst prompt within the budget; None where there is no opening or the prompt itself cannot be asked.
+        """The worst prompt within the budget; None where there is no opening, the prompt itself cannot be asked, or the
+        model answers one with what is no number: then nobody knows which is the worst.
 
         Args:
             prompt: ends with the user's turn, which is what is changed.
@@ -99,11 +103,13 @@ class Attacker:
             advance: called with the number of prompts asked so far.
         """
         rng, budget = random.Random(seed), self.settings.budget
-        targets = [self.tokenizer.opening(text) for text in openings]
+        spellings = self.scorer.spellings
+        own = [self.tokenizer.opening(text) for text in openings]
+        targets = [Opening(tuple(ids)) if spellings is None else spellings.opening(ids) for ids in own]
         if not targets or budget < 1:
             return None
         starts = _starts(openings)
-        primed = sorted({token for ids in targets for token in ids} & set(self.pool))
+        primed = sorted({token for ids in own for token in ids} & set(self.pool))
         best, best_mass, plain_mass, queries = starts[0], -1.0, 0.0, 0
         seen: set[Candidate] = set()
         waiting = [starts[0], *rng.sample(starts[1:], len(starts) - 1)]
@@ -118,6 +124,8 @@ class Attacker:
                 if not batch:
                     break
             masses = self._masses([ids for _, ids in batch], targets)
+            if not all(map(math.isfinite, masses)):
+                return None
             for (candidate, _), mass in zip(batch, masses, strict=True):
                 if candidate == starts[0]:
                     plain_mass = mass
@@ -141,12 +149,14 @@ class Attacker:
         self,
         prompt: tuple[Message, ...],
         candidates: Iterable[Candidate],
-        targets: list[list[int]],
+        targets: list[Opening],
         seen: set[Candidate],
         most: int,
     ) -> list[tuple[Candidate, list[int]]]:
         """At most so many of the candidates, with their prompts' tokens, that were not asked before and can be."""
         found: list[tuple[Candidate, list[int]]] = []
+        # spelled by a token a byte, at most
+        longest = max(len(target.tokens if target.text is None else target.text) for target in targets)
         for candidate in candidates:
             if len(found) == most:
                 break
@@ -156,14 +166,14 @@ class Attacker:
                 ids = self.tokenizer.prompt(self._messages(prompt, candidate), self.system)
             except Refused:
                 continue
-            if len(ids) + max(map(len, targets)) <= self.room:
+            if len(ids) + longest <= self.room:
                 seen.add(candidate)
                 found.append((candidate, ids))
         return found
 
-    def _masses(self, prompts: list[list[int]], targets: list[list[int]]) -> list[float]:
-        logps = self.scorer.logps(prompts, [targets] * len(prompts))
-        return [sum(math.exp(sum(path)) for path in paths) for paths in logps]
+    def _masses(self, prompts: list[list[int]], targets: list[Opening]) -> list[float]:
+        found = self.scorer.measure(prompts, [[] for _ in prompts], [targets] * len(prompts))
+        return [sum(mass.found for mass in masses) for _, masses in found]
 
     def _edited(self, best: Candidate, starts: list[Candidate], primed: list[int], rng: random.Random) -> Candidate:
         """The best candidate with another wrapper, or one run of its suffix changed."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from demeanor.contract import Contract, Promise
 from demeanor.judges import Judge
+from demeanor.measure import finite
 from demeanor.measure.adaptive import Attacker
 from demeanor.measure.depth import depth_of
 from demeanor.measure.likelihood import Scorer
@@ -102,4 +103,4 @@ class Deeper:
 
 
 def _with(score: Score, values: dict[str, float | None], **evidence: Any) -> Score:
-    return replace(score, values=score.values | values, evidence=score.evidence | evidence)
+    return replace(score, values=score.values | finite(values), evidence=score.evidence | evidence)

@@ -10,7 +10,8 @@ over the whole vocabulary, in float32:
 
 A change that is the same at every token has the fraction (T - 3) / T. The fraction says where the change lies, not how
 large it is; a limit on depth asks both. A reply of three tokens or fewer has neither. Where the two models agree, to
-LEAST_NATS over the whole reply, there is no fraction. Of several violating replies the mean counts.
+LEAST_NATS over the whole reply, there is no fraction. Of several violating replies the mean counts; where one has a
+KL_t that is not finite, there is none.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ def depth_of(
     )
     found: list[tuple[dict[str, float | None], list[float]]] = [(_measures([]), []) for _ in probes]
     for place, own in zip(asked, curves, strict=True):
-        finite = [curve for curve in own if all(map(math.isfinite, curve))]
-        longest = max(map(len, finite), default=0)
-        reached = [[curve[t] for curve in finite if t < len(curve)] for t in range(longest)]
-        found[place] = (_measures(finite), [sum(values) / len(values) for values in reached])
+        if not all(math.isfinite(kl) for curve in own for kl in curve):
+            continue
+        reached = [[curve[t] for curve in own if t < len(curve)] for t in range(max(map(len, own)))]
+        found[place] = (_measures(own), [sum(values) / len(values) for values in reached])
     return found
 
 

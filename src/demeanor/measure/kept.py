@@ -3,7 +3,7 @@
 A number depends on the weights (the adapter's included), the precision, the kind of device, and the token ids of prompt
 and reply or opening; nothing else is in its key. It is kept where the reference of a training is, by the same means
 (`train/reference.py`). A few probes are computed again in each run; when they disagree with what is kept, all of it is
-forgotten, and one line says so.
+forgotten, and one line says so. What is not finite is not kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from demeanor.measure.openings import ENOUGH, MOST, SMALL, Mass, Opening
 from demeanor.records import content_id
 from demeanor.train.reference import ReferenceCache, ids_digest
 
-VERSION = 1  # of what is kept
+VERSION = 2  # of what is kept
 
 # a prompt, replies with their per-token log-probabilities, openings with their masses
 Found = tuple[list[int], Sequence[tuple[list[int], list[float]]], Sequence[tuple[Opening, Mass]]]
@@ -64,6 +64,7 @@ class KeptLikelihoods:
         for prompt, replies, masses in found:
             rows |= {ids_digest(prompt, reply): np.array(logps) for reply, logps in replies}
             rows |= {_digest(prompt, opening): _values(mass) for opening, mass in masses}
+        rows = {key: values for key, values in rows.items() if np.isfinite(values).all()}
         nothing = np.zeros(0)
         self._cache.keep_rows(rows, [(value, nothing) for value in rows.values()])
 
@@ -83,7 +84,7 @@ def _digest(prompt: list[int], opening: Opening) -> bytes:
 
 
 def _values(mass: Mass) -> np.ndarray:
-    log_found = math.log(mass.found) if mass.found > 0 else -math.inf
+    log_found = math.log(mass.found) if mass.found > 0 else mass.found - math.inf  # what is no number stays none
     return np.array([log_found, -1.0 if mass.left_out is None else mass.left_out])
 
 

@@ -144,7 +144,7 @@ class Search:
         for size, answer in enumerate(answers):
             own = tokens[: size + 1] if size + 1 < len(tokens) else None
             following = self._take(tokens[:size], math.exp(logp), answer, own)
-            logp += math.log(following) if following > 0 else -math.inf
+            logp += math.log(following) if following > 0 else following - math.inf  # what is no number stays none
 
     def questions(self) -> list[tuple[int, ...]]:
         """The beginnings to go into next, the most probable first; none when enough is known."""

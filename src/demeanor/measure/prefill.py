@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from demeanor.contract import Contract, Promise
-from demeanor.judges import Judge
-from demeanor.judges.rule import judge_forced
+from demeanor.judges import Answer, Judge
+from demeanor.judges.rule import answer_forced
 from demeanor.measure.likelihood import Scorer, choice_probability
 from demeanor.measure.sample import sample_replies
 from demeanor.records import Message, Probe, Reply, content_id, mean
@@ -117,8 +117,9 @@ def prefill_replies(
                 begun = _common(whole, tokenizer.inner.decode(prefix, skip_special_tokens=True).strip())
                 rows.append((probe, index, len(ids), begun, whole[len(begun) :]))
         judged = _judged([(probe, begun, said) for probe, _, _, begun, said in rows], contract, judges)
-        for (probe, index, length, begun, said), judgement in zip(rows, judged, strict=True):
-            found.append(Reply(probe.id, probe.behaviour, side, index, begun + said, length, judgement, None, n, begun))
+        for (probe, index, length, begun, said), answer in zip(rows, judged, strict=True):
+            text, judgement, why = begun + said, answer.judgement, dict(answer.why) or None
+            found.append(Reply(probe.id, probe.behaviour, side, index, text, length, judgement, None, n, begun, why))
     return found
 
 
@@ -132,15 +133,15 @@ def prefill_rates(replies: Iterable[Reply], probe: Probe, contract: Contract) ->
     return values
 
 
-def _judged(rows: list[tuple[Probe, str, str]], contract: Contract, judges: dict[str, Judge]) -> list[str | None]:
-    judged: list[str | None] = [None] * len(rows)
+def _judged(rows: list[tuple[Probe, str, str]], contract: Contract, judges: dict[str, Judge]) -> list[Answer]:
+    judged = [Answer(None)] * len(rows)
     for behaviour, judge in judges.items():
         promise = contract.promises[behaviour]
         places = [place for place, (probe, *_) in enumerate(rows) if probe.behaviour == behaviour]
         if promise.judge.kind == "rule":
-            answers = [judge_forced(rows[place][1], rows[place][2], promise) for place in places]
+            answers = [answer_forced(rows[place][1], rows[place][2], promise) for place in places]
         else:
-            answers = judge.judge([(rows[place][0].prompt, rows[place][1] + rows[place][2]) for place in places])
+            answers = judge.answer([(rows[place][0].prompt, rows[place][1] + rows[place][2]) for place in places])
         for place, answer in zip(places, answers, strict=True):
             judged[place] = answer
     return judged

@@ -103,7 +103,8 @@ class LocalSampler:
             max_new_tokens=self.settings.max_new_tokens,
             seed=seed,
         )
-        return [[Drawn(text, ids, len(ids)) for text, ids in own] for own in drawn]
+        none = [Drawn("", [], 0, "the prompt leaves no room for a reply")] * self.settings.samples
+        return [[Drawn(text, ids, len(ids)) for text, ids in own] or none for own in drawn]
 
 
 class VllmSampler:
@@ -128,17 +129,22 @@ class VllmSampler:
         if self.engine is None:
             self._load()
         settings = self.contract.measurement
-        plain = SamplingParams(
-            n=settings.samples,
-            temperature=settings.temperature,
-            top_p=1.0,
-            max_tokens=settings.max_new_tokens,
-            seed=seed,
-            stop_token_ids=self.tokenizer.end_ids,
-            detokenize=False,
-        )
+        # a request's n samples are drawn by the seeds seed, seed + 1 ...: prompts of one seed would share their noise,
+        # and those of seeds that lie close together some of it
+        params = [
+            SamplingParams(
+                n=settings.samples,
+                temperature=settings.temperature,
+                top_p=1.0,
+                max_tokens=settings.max_new_tokens,
+                seed=int(content_id(seed, probe.behaviour, probe.id), 16) % 2**48,
+                stop_token_ids=self.tokenizer.end_ids,
+                detokenize=False,
+            )
+            for probe in probes
+        ]
         asked = [{"prompt_token_ids": ids} for ids in prompts]
-        outputs = self.engine.generate(asked, plain, lora_request=self.request, use_tqdm=False)
+        outputs = self.engine.generate(asked, params, lora_request=self.request, use_tqdm=False)
         result = []
         for output in outputs:
             replies = [

@@ -22,7 +22,6 @@ _DESCRIPTIVE = (
     "good_sentence_logp",
     "bad_sentence_logp",
 )  # of the probes, not of a model: no comparison of their own
-_DRAWN = ("reply_tokens", "reward")  # these and the sampled rates: a probe that was not drawn is no missing evidence
 
 
 @dataclass
@@ -110,15 +109,6 @@ def _of_behaviour(behaviour: str, sides: Sides, contract: Contract) -> list[Seri
     for measure in dict.fromkeys(name for pair in sides for score in pair for name in score.values):
         rows = [(old.values.get(measure), new.values.get(measure)) for old, new in sides]
         drawn = list(zip(rows, probes, clusters, strict=True))
-        if measure.endswith("_sampled_rate") or measure in _DRAWN:
-            # and one that was drawn, but whose replies no judge judged, is
-            tokens = [(old.values.get("reply_tokens"), new.values.get("reply_tokens")) for old, new in sides]
-            sampled = [pair != (None, None) for pair in tokens]
-            drawn = [
-                item
-                for item, was_drawn in zip(drawn, sampled, strict=True)
-                if (was_drawn if any(sampled) else item[0] != (None, None))
-            ]
         if of_family(measure) in CHOSEN:  # a probe that was chosen on neither side does not name it
             named_it = [any(measure in score.values for score in pair) for pair in sides]
             drawn = [item for item, was_chosen in zip(drawn, named_it, strict=True) if was_chosen]

@@ -1,9 +1,10 @@
 """The evidence of a run as logs of inspect-ai, one a side, for whoever reads evaluations there (`inspect view`).
 
 A probe's reply is a sample: the prompt is its input, the probe's safe replies are its target, samples of one probe are
-epochs. Its score `judge` is the judgement, with what the judge had to say; a reply that nobody judged has none. The
-probe's measures are the sample's score `measures`, those that could not be computed left out and named in the metadata.
-Probes of which no reply was sampled have one sample without an output.
+epochs. Replies whose first n tokens were put into the model's mouth are a sample of their own, ID/prefill-n, whose
+input ends with that text. The score `judge` is the judgement, with what the judge had to say; a reply that nobody
+judged has none. The probe's measures are the sample's score `measures`, those that could not be computed left out and
+named in the metadata. Probes of which no reply was sampled have one sample without an output.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _samples(contract: Contract, probes: list[Probe], scores: list[Score], repli
             }
             output = ModelOutput()
             if reply is not None and reply.fault is None:
-                output = ModelOutput.from_content(f"demeanor/{contract.model}", reply.text)
+                output = ModelOutput.from_content(f"demeanor/{contract.model}", reply.text[len(reply.forced) :])
                 metadata["num_tokens"] = reply.num_tokens
             if reply is not None and reply.fault is not None:
                 metadata["fault"] = reply.fault
@@ -114,12 +115,16 @@ def _samples(contract: Contract, probes: list[Probe], scores: list[Score], repli
                 )
             elif reply is not None and reply.why:
                 metadata["unscored"] = reply.why
-            messages = turns if output.empty else [*turns, ChatMessageAssistant(content=output.completion)]
+            given, name = turns, f"{probe.behaviour}/{probe.id}"
+            if reply is not None and reply.prefill:
+                given, name = [*turns, ChatMessageAssistant(content=reply.forced)], f"{name}/prefill-{reply.prefill}"
+                metadata |= {"prefill_tokens": reply.prefill, "prefill": reply.forced}
+            messages = given if output.empty else [*given, ChatMessageAssistant(content=output.completion)]
             samples.append(
                 EvalSample(
-                    id=f"{probe.behaviour}/{probe.id}",
+                    id=name,
                     epoch=1 if reply is None else reply.sample + 1,
-                    input=turns,
+                    input=given,
                     target=list(probe.safe),
                     messages=messages,
                     output=output,

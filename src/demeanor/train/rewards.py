@@ -1,7 +1,8 @@
 """What sampled replies are rewarded for, in online training and when the held-out probes are measured.
 
     judge     +1 safe, -1 violating, -1 invalid (empty or garbled), 0 other, by the judge of the prompt's behaviour
-              (`judges/`: its stated rule, unless the contract names another); 0 where that gives no answer
+              (`judges/`: its stated rule, unless the contract names another); 0 where that gives no answer, in
+              training; a probe's reply without an answer has no reward
     logp      the mean over the reply's tokens of log p(token) under the model before training, nats a token (0 is the
               highest), at the sampling temperature: the reply stays fluent
     length    1 within [min, max] tokens; outside 1 - d / edge, not below 0, with d the tokens to the nearer edge
@@ -65,13 +66,29 @@ class Rewards:
     def __init__(self, contract: Contract, mean_logps: MeanLogps | None = None) -> None:
         self.settings = contract.rewards
         self.functions = [_make(item, contract, mean_logps) for item in self.settings]
+        self.judged = {name for name, promise in contract.promises.items() if promise.is_judged}
 
     def of(self, samples: Sequence[Sample]) -> list[float]:
         """The weighted sum for each reply."""
-        found = [function(samples) for function in self.functions]
+        return self._sums([function(samples) for function in self.functions], len(samples))
+
+    def measured(self, samples: Sequence[Sample], judgements: Sequence[str | None]) -> list[float | None]:
+        """The same, the judge's by judgements that were made already. None where it gave no answer, or a reward is no
+        finite number: what could not be computed is not 0."""
+        by_judge = [
+            0.0 if sample.behaviour not in self.judged else math.nan if judgement is None else JUDGED[judgement]
+            for sample, judgement in zip(samples, judgements, strict=True)
+        ]
+        found = [
+            by_judge if item.kind == "judge" else function(samples)
+            for item, function in zip(self.settings, self.functions, strict=True)
+        ]
+        return [value if math.isfinite(value) else None for value in self._sums(found, len(samples))]
+
+    def _sums(self, found: Sequence[Sequence[float]], count: int) -> list[float]:
         return [
             sum(item.weight * values[place] for item, values in zip(self.settings, found, strict=True))
-            for place in range(len(samples))
+            for place in range(count)
         ]
 
 
