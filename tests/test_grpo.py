@@ -360,15 +360,15 @@ def test_trl_is_told_the_rest_by_its_names(tmp_path: Path) -> None:
 def test_the_measured_logp_is_that_of_the_model_before_training(
     llama: Path, few_pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Sample, float]] = []
-    scored = Rewards.of
+    seen: list[tuple[Sample, float | None]] = []
+    rewarded = Rewards.measured
 
-    def of(self: Rewards, samples: list[Sample]) -> list[float]:
-        values = scored(self, samples)
+    def measured(self: Rewards, samples: list[Sample], judgements: list[str | None]) -> list[float | None]:
+        values = rewarded(self, samples, judgements)
         seen.extend(zip(samples, values, strict=True))
         return values
 
-    monkeypatch.setattr(Rewards, "of", of)
+    monkeypatch.setattr(Rewards, "measured", measured)
     inner = AutoTokenizer.from_pretrained(llama)
     tokenizer = make_tokenizer(inner, [inner.eos_token_id])
     training = {"objective": "grpo", "rewards": [{"kind": "logp", "weight": 2}]}

@@ -25,7 +25,7 @@ from demeanor.judges.classifier import (
     weights_file,
 )
 from demeanor.judges.refusals import lists_refusal, refuses
-from demeanor.records import Message
+from demeanor.records import Message, flat_text
 
 PROMPT = (Message("user", "q"),)
 Data = tuple[np.ndarray, list[str], np.ndarray]
@@ -51,7 +51,7 @@ JUDGES: dict[str, Callable[[list[str]], np.ndarray]] = {
 
 @pytest.mark.parametrize("name", JUDGES)
 def test_the_cards_are_what_the_judges_reach_on_held_out_questions(name: str, labelled: Data, safe: list[str]) -> None:
-    seen = {recipe._flat(t) for t, out in zip(labelled[1], recipe.is_held_out(labelled[0]), strict=True) if not out}
+    seen = {flat_text(t) for t, out in zip(labelled[1], recipe.is_held_out(labelled[0]), strict=True) if not out}
     measured = recipe.cards(JUDGES[name], labelled, safe, seen)
     kept = shipped_cards()[name]
     assert measured["whole"] == kept["whole"]
