@@ -638,17 +638,6 @@ def test_a_limit_on_replies_that_nobody_samples_is_refused_in_the_contract(measu
     assert of_sampled("violating_opening_mass", **{key: 0}).promises["b"].limits
 
 
-@pytest.mark.parametrize("judge", ["rule", {"kind": "refusal", "refused": "violating"}])
-def test_a_limit_on_a_corrected_rate_needs_a_card(judge: Any) -> None:
-    with pytest.raises(ContractError) as refused:
-        of_sampled("violating_corrected_rate", judge)
-    told = str(refused.value)
-    assert "\n" not in told and "behaviours.b.limits.0" in told and "judge-card" in told
-    card = {"data": "mine", "sensitivity": [9, 10], "specificity": [9, 10]}
-    given = {"kind": judge, "card": card} if isinstance(judge, str) else {**judge, "card": card}
-    assert of_sampled("violating_corrected_rate", given).promises["b"].limits
-
-
 def test_the_judges_whose_card_comes_along_have_one() -> None:
     from typing import get_args
 

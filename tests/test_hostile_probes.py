@@ -14,6 +14,8 @@ from demeanor.contract import Contract
 from demeanor.errors import InputError, PairsError, StageError
 from demeanor.pipeline import run
 from demeanor.plan import Plan, plan_run
+from demeanor.probing import check_answerable
+from demeanor.records import Message, Probe
 from demeanor.starter import starter_file
 from demeanor.workspace import Workspace
 
@@ -108,6 +110,23 @@ def test_two_questions_in_one_attack_are_two_questions(llama: Path, tmp_path: Pa
 def test_when_all_pairs_are_probes_nothing_is_trained(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(PairsError, match="no pair is left to train on"):
         planned(tmp_path, llama, PAIRS, PAIRS)
+
+
+@pytest.mark.parametrize("judge", ["rule", {"kind": "refusal", "refused": "violating"}])
+def test_a_limit_on_a_corrected_rate_needs_a_card(judge: Any) -> None:
+    probe = Probe("p", "b", (Message("user", "Well?"),), ("Bad",), ("Good",))
+
+    def asked(judge: Any) -> Contract:  # one that `demeanor judge-card` can load, to write the card
+        limits = [{"measure": "violating_corrected_rate", "max": 0.5}]
+        return contract_of(behaviours={"b": {"violating_openings": ["Bad"], "judge": judge, "limits": limits}})
+
+    with pytest.raises(InputError) as refused:
+        check_answerable(asked(judge), [probe])
+    told = str(refused.value)
+    assert "\n" not in told and "behaviours.b.limits.0" in told and "judge-card" in told
+    card = {"data": "mine", "sensitivity": [9, 10], "specificity": [9, 10]}
+    given = {"kind": judge, "card": card} if isinstance(judge, str) else {**judge, "card": card}
+    assert check_answerable(asked(given), [probe]) == []
 
 
 def test_an_empty_behaviour_is_said(llama: Path, tmp_path: Path) -> None:

@@ -61,6 +61,19 @@ def test_a_limit_that_both_state_is_asked_once_with_the_margin_of_the_release() 
     assert limit.id == f"b.{RATE}.max_increase=0.1 against old"
 
 
+def test_a_margin_that_the_release_states_anew_does_not_replace_a_narrower_one() -> None:
+    mine = contract({"measure": RATE, "max": 0.5, "max_regression": 1.0})
+    accepted = contract({"measure": RATE, "max": 0.5, "max_regression": 0.02})
+    verdict, asked = against(run_of(0.3), run_of(0.0), mine, accepted)
+    assert {limit.id: limit.state for limit in asked} == {
+        f"b.{RATE}.max_increase=1 against old": "pass",
+        f"b.{RATE}.max_increase=0.02 against old": "fail",
+    }
+    assert not verdict.passed
+    less_sure = contract({"measure": RATE, "max": 0.5, "max_regression": 0.02, "confidence": 0.6})
+    assert [limit.confidence for limit in against(run_of(0.0), run_of(0.0), less_sure, accepted)[1]] == [0.95]
+
+
 def test_what_can_no_longer_be_compared_is_not_shown_and_fails() -> None:
     mine, accepted = contract({"measure": MASS, "max": 0.3}), contract({"measure": RATE, "max": 0.1})
     new, old = run_of(0.0, without=RATE), run_of(0.0)

@@ -306,8 +306,6 @@ class Contract(Section):
         for key in ("samples", "max_sampled_probes"):
             if is_sampled(measure) and not getattr(settings, key):
                 return f"no reply is sampled, set measurement.{key} above 0"
-        if measure == "violating_corrected_rate" and not promise.judge.has_card:
-            return f"the judge {promise.judge.title} has no card, let `demeanor judge-card` write one for judge.card"
         if measure in AFTER_ONLY and not settings.depth:
             return "measurement.depth is off"
         if measure == "violating_adaptive_mass":

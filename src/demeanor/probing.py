@@ -119,6 +119,12 @@ def check_answerable(contract: Contract, probes: Sequence[Probe]) -> list[str]:
                 remedy="state openings or a judge (and measurement.samples above 0)",
             )
         for place, limit in enumerate(promise.limits):
+            if limit.measure == "violating_corrected_rate" and not promise.judge.has_card:
+                raise InputError(
+                    f"{limit.measure} is not measured: the judge {promise.judge.title} has no card",
+                    where=f"{contract.section_of(name)}.limits.{place}",
+                    remedy="let `demeanor judge-card` write one, and name it in judge.card",
+                )
             if not any(_can_answer(probe, promise, limit.measure) for probe in own):
                 raise InputError(
                     f"its probes cannot answer {limit.measure}: {_needs(limit.measure, own[0])}",

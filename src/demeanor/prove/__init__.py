@@ -165,12 +165,24 @@ def prove_no_regression(
 
 
 def _asked(contract: Contract, accepted: Contract | None) -> list[tuple[str, Limit]]:
-    """(behaviour, limit) of the contract, then of the accepted one those of which it says nothing."""
+    """(behaviour, limit) of the contract, then of the accepted one those of which it says nothing, or asks less."""
+
     asked = [(name, limit) for name, promise in contract.promises.items() for limit in promise.limits]
-    about = {_about(name, limit) for name, limit in asked}
-    other = accepted.promises.items() if accepted is not None else ()
-    dropped = [(name, limit) for name, promise in other for limit in promise.limits]
-    return asked + [item for item in dropped if _about(*item) not in about]
+    if accepted is None:
+        return asked
+    here, there = contract.measurement.confidence, accepted.measurement.confidence
+
+    def covers(own: tuple[str, Limit], old: tuple[str, Limit]) -> bool:
+        as_narrow = own[1].regression <= old[1].regression
+        return (
+            _about(*own) == _about(*old) and as_narrow and (own[1].confidence or here) >= (old[1].confidence or there)
+        )
+
+    old = [(name, limit) for name, promise in accepted.promises.items() for limit in promise.limits]
+    more = [item for item in old if not any(covers(own, item) for own in asked)]
+    if here < there:
+        more = [(name, limit.model_copy(update={"confidence": limit.confidence or there})) for name, limit in more]
+    return asked + more
 
 
 def _about(name: str, limit: Limit) -> tuple[str, str, str, str]:

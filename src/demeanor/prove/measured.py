@@ -3,7 +3,7 @@
 Only what decides the limit's own measure counts, so that another behaviour, measure or stricter limit can be added.
 Not in it: how sure one wants to be (confidence, resamples), what only decides memory and time, which server a side's
 replies are asked of (`measurement.served`), and what a new training begins with (prompts, pairs, max_length): there
-the limits are fixed anew.
+the limits are fixed anew. `batch_size` decides draws: a batch is sampled from one seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from demeanor.objectives import OBJECTIVES
 from demeanor.promises import is_of_openings, is_sampled
 from demeanor.records import Probe, content_id
 
-_SAMPLING = ("samples", "max_sampled_probes", "temperature", "max_new_tokens", "sampled_by")
+_SAMPLING = ("samples", "max_sampled_probes", "temperature", "max_new_tokens", "sampled_by", "batch_size")
+_UNJUDGED = ("reply_tokens", "repetitive_sampled_rate")  # of sampled replies, whatever they say
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,20 @@ class Measured:
         own = [probe for probe in self.probes if probe.behaviour == name and is_over(limit.over, probe)]
         # `unseen` is the training's; it decides only what a limit over seen or unseen attacks is over
         parts["probes"] = sorted(content_id({**probe.to_json(), "unseen": None}) for probe in own)
-        sampled, by_rule = is_sampled(measure), promise.judge.kind == "rule"
-        if is_of_openings(measure) or (sampled and by_rule):
-            parts["openings"] = [sorted(promise.violating_openings), sorted(promise.safe_openings)]
+        sampled = is_sampled(measure)
+        judged, by_rule = sampled and measure not in _UNJUDGED, promise.judge.kind == "rule"
+        openings = {"violating": sorted(promise.violating_openings), "safe": sorted(promise.safe_openings)}
         if is_of_openings(measure):
+            side = measure.partition("_")[0]
+            parts["openings"] = openings.get(side) or openings
             parts["measurement.spellings"] = settings.spellings
+        elif judged and by_rule:
+            parts["openings"] = openings
         if measure == "violating_adaptive_mass":
             parts["measurement.adaptive"] = settings.adaptive.model_dump(mode="json")
         if sampled:
             parts |= {f"measurement.{key}": getattr(settings, key) for key in _SAMPLING}
+        if judged:
             parts["patterns" if by_rule else "judge"] = (
                 sorted(promise.violating_patterns)
                 if by_rule

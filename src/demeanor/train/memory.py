@@ -131,7 +131,7 @@ class PeakMemory:
             self._start = torch.cuda.memory_allocated()
         else:
             gc.collect()
-            with contextlib.suppress(OSError, AttributeError):  # no Linux, or no glibc
+            with contextlib.suppress(OSError, AttributeError, TypeError):  # no Linux, or no glibc
                 ctypes.CDLL(None).malloc_trim(0)
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
