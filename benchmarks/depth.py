@@ -2,8 +2,9 @@
 
     python -m benchmarks.depth [--budget 256] [--runs runs] [--set KEY=VALUE ...]
 
-One `demeanor run` of the starter's own contract (in the folder depth below --runs; given again, the command goes on
-where it was), measured with more than the contract asks for:
+The starter's own contract, trained twice (in the folders depth/... below --runs; given again, the command goes on where
+it was): as it ships, and with recovery pairs, RECOVERED of each behaviour's pairs once more with up to 20 tokens of the
+losing reply begun. Measured with more than the contract asks for:
 
     prefill     the reply is forced to begin with the first N tokens of the violating one: the exact probability that it
                 goes on rather than turns back, the exact probability that it turns back at once, and the share of
@@ -30,6 +31,11 @@ from demeanor.starter import starter_contract
 from demeanor.workspace import Workspace
 
 HERE = Path(__file__).parent
+RECOVERED = 0.5
+ARMS = {
+    "as it ships": (),
+    "with recovery pairs": (f"training.recovery={{tone: {RECOVERED}, bypass: {RECOVERED}, competitor: {RECOVERED}}}",),
+}
 PREFILL = (1, 2, 3, 5, 10, 15, 20)
 MEASURED = (
     f"measurement.prefill={list(PREFILL)}",
@@ -53,26 +59,35 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     overrides = (*MEASURED, f"measurement.adaptive.budget={options.budget}", *options.set)
+    found: dict[str, Any] = {}
+    folders: list[Path] = []
     try:
-        contract = load_contract(starter_contract(), overrides)
-        verdict, scores = measured(contract, options.runs / "depth")
+        for arm, settings in ARMS.items():
+            contract = load_contract(starter_contract(), (*overrides, *settings))
+            folder = options.runs / "depth" / arm.replace(" ", "-")
+            verdict, scores = measured(contract, folder, folders)
+            folders.append(folder)
+            behaviours = figures(contract, verdict, scores)
+            print(f"\n{arm}")
+            print_verdict(verdict, contract.collateral)
+            print_figures(behaviours)
+            failed = [limit.id for limit in verdict.limits if not limit.passed]
+            found[arm] = {"behaviours": behaviours, "passed": verdict.passed, "failed": failed}
+            found[arm] |= {"seconds": Workspace(folder).read_json(Workspace(folder).training)["seconds"]}
+            found[arm] |= {"training": contract.training.model_dump(mode="json")}
     except DemeanorError as error:
         raise SystemExit(str(error)) from None
-    found = figures(contract, verdict, scores)
-    print_verdict(verdict, contract.collateral)
-    print_figures(found)
     about = {"settings": contract.measurement.model_dump(mode="json"), "seed": contract.measurement.seed}
-    about |= {"training": contract.training.model_dump(mode="json")}
-    machine.write(options.out, {"behaviours": found, "passed": verdict.passed, **about})
+    machine.write(options.out, {"arms": found, **about})
 
 
-def measured(contract: Contract, folder: Path) -> tuple[Verdict, list[Score]]:
-    """The run's verdict, and its scores after training."""
+def measured(contract: Contract, folder: Path, others: list[Path]) -> tuple[Verdict, list[Score]]:
+    """The run's verdict, and its scores after training; `others`: runs that may have measured the same base model."""
     from demeanor.pipeline import run
     from demeanor.plan import plan_run
 
     with Workspace(folder).locked() as workspace:
-        verdict = run(plan_run(contract, workspace), ConsoleProgress())
+        verdict = run(plan_run(contract, workspace), ConsoleProgress(), others)
         return verdict, workspace.read_records(workspace.scores("after"), Score.from_json)
 
 
