@@ -159,6 +159,15 @@ def test_probes_count_with_the_attacks_that_a_limit_is_over() -> None:
     assert weakened(asked(), PROBES[::-1]) == {}
 
 
+def test_probes_put_before_others_draw_their_replies_anew() -> None:
+    data = asked()
+    data["behaviours"] = {"new": {"violating_openings": ["No"]}, **data["behaviours"]}
+    new = Probe("n", "new", (Message("user", "new"),), ("No",), ("Yes",))
+    found = weakened(data, [new, *PROBES])
+    assert found == dict.fromkeys({*DRAWN, "reply_tokens"}, "place among the probes")
+    assert weakened(data, [*PROBES, new]) == {}
+
+
 def test_what_decides_no_limit_may_change() -> None:
     data = asked(confidence=0.99, resamples=2000, best_of=[8], prefill=[2, 5], depth=False,
                  served={"after": {"endpoint": "http://localhost:1/v1", "model": "m"}})  # fmt: skip

@@ -3,7 +3,8 @@
 Only what decides the limit's own measure counts, so that another behaviour, measure or stricter limit can be added.
 Not in it: how sure one wants to be (confidence, resamples), what only decides memory and time, which server a side's
 replies are asked of (`measurement.served`), and what a new training begins with (prompts, pairs, max_length): there
-the limits are fixed anew. `batch_size` decides draws: a batch is sampled from one seed.
+the limits are fixed anew. `batch_size` and the number of probes before a behaviour's own decide what is drawn: a batch
+is sampled from one seed, that of its place.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Measured:
             parts["measurement.adaptive"] = settings.adaptive.model_dump(mode="json")
         if sampled:
             parts |= {f"measurement.{key}": getattr(settings, key) for key in _SAMPLING}
+            before = next((place for place, probe in enumerate(self.probes) if probe.behaviour == name), None)
+            parts["place among the probes"] = before
         if judged:
             parts["patterns" if by_rule else "judge"] = (
                 sorted(promise.violating_patterns)
