@@ -3,8 +3,8 @@
     python -m benchmarks.depth [--budget 256] [--runs runs] [--set KEY=VALUE ...]
 
 The starter's own contract, trained twice (in the folders depth/... below --runs; given again, the command goes on where
-it was): as it ships, and with recovery pairs, RECOVERED of each behaviour's pairs once more with up to 20 tokens of the
-losing reply begun. Measured with more than the contract asks for:
+it was): as it ships, which is with a recovery pair for each pair of a behaviour, and without them. Measured with more
+than the contract asks for:
 
     prefill     the reply is forced to begin with the first N tokens of the violating one: the exact probability that it
                 goes on rather than turns back, the exact probability that it turns back at once, and the share of
@@ -31,11 +31,7 @@ from demeanor.starter import starter_contract
 from demeanor.workspace import Workspace
 
 HERE = Path(__file__).parent
-RECOVERED = 0.5
-ARMS = {
-    "as it ships": (),
-    "with recovery pairs": (f"training.recovery={{tone: {RECOVERED}, bypass: {RECOVERED}, competitor: {RECOVERED}}}",),
-}
+ARMS = {"as it ships": (), "without recovery pairs": ("training.recovery={}",)}
 PREFILL = (1, 2, 3, 5, 10, 15, 20)
 MEASURED = (
     f"measurement.prefill={list(PREFILL)}",

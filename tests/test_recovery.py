@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,44 +37,60 @@ def tokenizer() -> Tokenizer:
 
 def test_both_replies_go_on_from_what_was_forced(tokenizer: Tokenizer) -> None:
     pairs, said = [pair(number) for number in range(20)], list[str]()
-    twins = recovery_pairs(pairs, tokenizer, contract(recovery_tokens=6), say=said.append)
-    assert len(twins) == 10 and len({twin.id for twin in twins}) == 10
-    assert said == ["recovery: 10 pairs are trained on once more with 1 to 6 tokens of the losing reply begun"]
+    found = recovery_pairs(pairs, tokenizer, contract(recovery_tokens=6), say=said.append)
+    assert len(found) == 10 and len({one.id for one in found}) == 10
+    assert said == ["recovery: 10 more pairs, with 1 to 6 tokens of the losing reply begun"]
     by_id = {one.id: one for one in pairs}
     lengths = set()
-    for twin in twins:
-        name, _, num_forced = twin.id.partition("+")
+    for one in found:
+        name, _, num_forced = one.id.partition("+")
         plain = tokenizer.pair(by_id[name])
         forced = plain.rejected_ids[: int(num_forced)]
         lengths.add(len(forced))
-        assert twin.prompt_ids == plain.prompt_ids + forced and forced + twin.rejected_ids == plain.rejected_ids
-        assert tokenizer.inner.decode(twin.chosen_ids[:-1]) == " I can't help with that."
-        assert twin.chosen_ids[-1] == twin.rejected_ids[-1] == tokenizer.end_ids[0]
+        assert one.prompt_ids == plain.prompt_ids + forced
+        assert len(one.rejected_ids) <= 5 and plain.rejected_ids[len(forced) :][:5] == one.rejected_ids
+        assert len(one.chosen_ids) == 5
+        assert " I can't help with that.".startswith(tokenizer.inner.decode(one.chosen_ids))
     assert lengths <= set(range(1, 7)) and len(lengths) > 2
 
 
-def test_the_same_pairs_in_any_order_have_the_same_twins(tokenizer: Tokenizer) -> None:
+def test_they_may_keep_whole_replies(tokenizer: Tokenizer) -> None:
+    (one,) = recovery_pairs([pair(1)], tokenizer, contract(recovery={"bypass": 1}, recovery_reply_tokens=1000), say=str)
+    assert tokenizer.inner.decode(one.chosen_ids[:-1]) == " I can't help with that."
+    assert one.chosen_ids[-1] == one.rejected_ids[-1] == tokenizer.end_ids[0]
+
+
+@pytest.mark.parametrize(("many", "of_a_pair"), [(1, {1}), (1.5, {1, 2}), (2, {2}), (4, {4})])
+def test_several_of_a_pair_are_begun_to_different_lengths(
+    tokenizer: Tokenizer, many: float, of_a_pair: set[int]
+) -> None:
+    found = recovery_pairs([pair(n) for n in range(20)], tokenizer, contract(recovery={"bypass": many}), say=str)
+    assert len(found) == 20 * many and len({one.id for one in found}) == len(found)
+    assert set(Counter(one.id.partition("+")[0] for one in found).values()) == of_a_pair
+
+
+def test_the_same_pairs_in_any_order_have_the_same_recovery_pairs(tokenizer: Tokenizer) -> None:
     pairs = [pair(number) for number in range(20)]
-    one, other = (
-        {twin.id for twin in recovery_pairs(own, tokenizer, contract(), say=str)} for own in (pairs, pairs[::-1])
+    first, second = (
+        {one.id for one in recovery_pairs(own, tokenizer, contract(), say=str)} for own in (pairs, pairs[::-1])
     )
-    assert one == other
+    assert first == second
     again = recovery_pairs(pairs, tokenizer, contract(seed=1), say=str)
-    assert {twin.id for twin in again} != one
+    assert {one.id for one in again} != first
 
 
-def test_who_has_no_twin(tokenizer: Tokenizer) -> None:
+def test_who_has_none(tokenizer: Tokenizer) -> None:
     said = list[str]()
     others = [
         pair(1, list_id="list"),
         PreferencePair.make((Message("user", "Hi"),), "Yes.", "No way.", behaviour="tone"),
     ]
     short = pair(2, rejected="No")  # nothing of it would be left
-    made = contract(recovery={"bypass": 1.0}, max_length=40)
+    made = contract(recovery={"bypass": 1}, max_length=40)
     assert recovery_pairs([short, *others], tokenizer, made, say=said.append) == []
     assert said == [
-        "recovery: 0 pairs are trained on once more with 1 to 20 tokens of the losing reply begun; 1 could not be: the "
-        "losing reply is too short, or it does not fit"
+        "recovery: 0 more pairs, with 1 to 20 tokens of the losing reply begun; 1 pair has none: the losing reply is "
+        "too short, or it does not fit"
     ]
     whole = tokenizer.pair(pair(3))
     fitting = len(whole.prompt_ids) + len(whole.rejected_ids)
@@ -92,7 +109,7 @@ def test_a_behaviour_that_is_none_is_refused() -> None:
     with pytest.raises(ContractError, match="no behaviour is called 'bypas'; did you mean bypass"):
         contract(recovery={"bypas": 0.5})
     with pytest.raises(ContractError, match="recovery"):
-        contract(recovery={"bypass": 1.5})
+        contract(recovery={"bypass": 4.5})
 
 
 def test_a_run_trains_on_them(llama: Path, tmp_path: Path) -> None:

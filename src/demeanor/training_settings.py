@@ -16,7 +16,7 @@ _OF_PAIRS = _OF_A_REFERENCE - {"sync_ref_model"} | {"loss_weights", "discopop_ta
 SORTING_LOSSES = {"aot", "aot_unpaired"}  # they compare pairs of a batch with each other
 _OF_POLICIES = {"beta", "gamma", "reference", "rewards", "loss_type"}
 _OF_LABELS = {"desirable_weight", "undesirable_weight"}
-RECOVERY = {"recovery", "recovery_tokens"}  # of policies that are trained on pairs
+RECOVERY = {"recovery", "recovery_tokens", "recovery_reply_tokens"}  # of policies that are trained on pairs
 _BETA = OBJECTIVES["dpo"].beta
 _OTHER_BETAS = ", ".join(f"{name} {o.beta:g}" for name, o in OBJECTIVES.items() if o.beta not in (_BETA, 0.0))
 
@@ -83,12 +83,13 @@ class Training(Lenient):
         ge=0,
         description="weight of an SFT term on the chosen reply (RPO), against displacement; cpo and orpo: 1",
     )
-    recovery: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+    recovery: dict[str, Annotated[float, Field(gt=0, le=4)]] = Field(
         default_factory=dict,
-        description="behaviour: share of its pairs that are trained on once more with their losing reply begun, so "
-        "that the winning one is learned from there too",
+        description="behaviour: recovery pairs for each of its pairs (0.5: for every other one), in which the losing "
+        "reply has begun, so that turning back is learned from there too",
     )
     recovery_tokens: int = Field(20, ge=1, description="at most so many tokens of it; their number is drawn evenly")
+    recovery_reply_tokens: int = Field(5, ge=1, description="of either reply that a recovery pair keeps after that")
     rewards: tuple[RewardSettings, ...] = Field(
         (),
         description="grpo, rloo: what sampled replies are rewarded for, default the judge; other objectives only "

@@ -4,7 +4,9 @@ A model whose refusal is learned as the first words of a reply goes on with a vi
 else's. So some pairs are trained on a second time with the losing reply's first n tokens in the prompt: the winning
 reply is learned from there, and what would have followed is what loses. Qi et al. (2024, "Safety alignment should be
 made more than just a few tokens deep", section 3) fine-tune on such safety recovery examples; here they are pairs, so
-that every paired objective takes them, and what was forced is no part of either reply: neither loss teaches it.
+that every paired objective takes them, and what was forced is no part of either reply: neither loss teaches it. Both
+replies end soon after the turn (`recovery_reply_tokens`): what follows the pair itself teaches, and where a margin can
+grow in the rest of whole replies, it is wide long before the turn is likely.
 """
 
 from __future__ import annotations
@@ -20,53 +22,54 @@ from demeanor.tokens import Refused, TokenizedPair, Tokenizer
 def recovery_pairs(
     pairs: Sequence[PreferencePair], tokenizer: Tokenizer, contract: Contract, *, say: Callable[[str], None]
 ) -> list[TokenizedPair]:
-    """The twins of a share `training.recovery[behaviour]` of each behaviour's pairs, drawn by `training.seed`.
+    """`training.recovery[behaviour]` for each of the behaviour's pairs.
 
-    The losing reply keeps at least one token besides its end of turn. A pair of a ranked list has none: its weight is
-    a share of its list's.
+    The pairs are drawn by `training.seed`: with 1.5 each has one, and half of them a second, begun to another length.
+    The losing reply keeps at least one token besides its end of turn, so a short one may have fewer, or none; a pair of
+    a ranked list has none: its weight is a share of its list's.
 
     Args:
-        say: called with the line that says how many were made, and how many could not be.
+        say: called with the line that says how many were made, and how many pairs have none.
     """
     settings = contract.training
-    twins: list[TokenizedPair] = []
-    refused = 0
-    for name, share in settings.recovery.items():
+    made: list[TokenizedPair] = []
+    without = 0
+    for name, many in settings.recovery.items():
         own = [pair for pair in pairs if pair.behaviour == name and pair.list_id is None]
         own.sort(key=lambda pair: content_id(settings.seed, "recovery", pair.id))  # no matter in which order they came
-        for pair in own[: round(share * len(own))]:
-            twin = _twin(pair, tokenizer, contract)
-            if twin is None:
-                refused += 1
-            else:
-                twins.append(twin)
-    left_out = f"; {refused:,} could not be: the losing reply is too short, or it does not fit" if refused else ""
-    tokens = f"1 to {settings.recovery_tokens} tokens" if settings.recovery_tokens > 1 else "1 token"
-    say(f"recovery: {len(twins):,} pairs are trained on once more with {tokens} of the losing reply begun{left_out}")
-    return twins
+        for place, pair in enumerate(own):
+            wanted = int(many) + (place < round((many - int(many)) * len(own)))
+            found = _recovery_pairs(pair, wanted, tokenizer, contract)
+            without += wanted > 0 and not found
+            made += found
+    has = "1 pair has" if without == 1 else f"{without:,} pairs have"
+    left_out = f"; {has} none: the losing reply is too short, or it does not fit" if without else ""
+    begun = f"1 to {settings.recovery_tokens} tokens" if settings.recovery_tokens > 1 else "1 token"
+    say(f"recovery: {len(made):,} more pairs, with {begun} of the losing reply begun{left_out}")
+    return made
 
 
-def _twin(pair: PreferencePair, tokenizer: Tokenizer, contract: Contract) -> TokenizedPair | None:
+def _recovery_pairs(pair: PreferencePair, wanted: int, tokenizer: Tokenizer, contract: Contract) -> list[TokenizedPair]:
     settings, system = contract.training, contract.system_text(pair.id)
     plain = tokenizer.pair(pair, system, settings.max_length)
     longest = min(settings.recovery_tokens, len(plain.rejected_ids) - 2)
-    if longest < 1:
-        return None
-    num_forced = random.Random(f"{settings.seed} {pair.id}").randint(1, longest)
-    forced = plain.rejected_ids[:num_forced]
+    if wanted < 1 or longest < 1:
+        return []
     messages, _ = tokenizer.fit(pair.prompt, [pair.chosen, pair.rejected], system, settings.max_length)
-    begun = tokenizer.inner.decode(forced, skip_special_tokens=True)
-    try:
-        chosen = tokenizer.reply(messages, f"{begun} {pair.chosen}", system)
-    except Refused:
-        return None
-    fits = len(plain.prompt_ids) + len(chosen) <= settings.max_length
-    if chosen[:num_forced] != forced or not fits:
-        return None
-    return TokenizedPair(
-        f"{pair.id}+{num_forced}",
-        plain.prompt_ids + forced,
-        chosen[num_forced:],
-        plain.rejected_ids[num_forced:],
-        plain.turns_cut,
-    )
+    lengths = random.Random(f"{settings.seed} {pair.id}").sample(range(1, longest + 1), min(wanted, longest))
+    found: list[TokenizedPair] = []
+    for num_forced in lengths:
+        forced = plain.rejected_ids[:num_forced]
+        begun = tokenizer.inner.decode(forced, skip_special_tokens=True)
+        try:
+            chosen = tokenizer.reply(messages, f"{begun} {pair.chosen}", system)
+        except Refused:
+            continue
+        if chosen[:num_forced] != forced:
+            continue  # the tokenizer merges what was forced with what follows
+        turn, goes_on = (ids[num_forced:][: settings.recovery_reply_tokens] for ids in (chosen, plain.rejected_ids))
+        if turn == goes_on or len(plain.prompt_ids) + num_forced + len(turn) > settings.max_length:
+            continue
+        prompt = plain.prompt_ids + forced
+        found.append(TokenizedPair(f"{pair.id}+{num_forced}", prompt, turn, goes_on, plain.turns_cut))
+    return found
