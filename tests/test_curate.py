@@ -322,6 +322,32 @@ def test_no_cycle_is_left_in_any_graph_of_preferences_in_any_order(seed: int) ->
     assert set(weakest(shuffled)) == set(dropped)
 
 
+def test_of_a_long_cycle_each_least_edge_goes_in_few_looks_at_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule is applied as it is written down, one round after another; here a round drops one edge of 600."""
+    from demeanor.curate import conflicts
+
+    rng, looks, connected = np.random.default_rng(0), [], conflicts._connected
+    for number, size in ((40, 8), (600, 601)):
+        edges = {(2**63 + a, 2**63 + (a + 1) % size): 1.0 + a for a in range(size)}
+        for a, b in rng.integers(0, size, (number, 2)).tolist():
+            if a != b and (2**63 + b, 2**63 + a) not in edges:
+                edges[2**63 + a, 2**63 + b] = float(rng.random())
+        left, expected = dict(edges), set()
+        while cyclic := conflicts._on_cycles(left):
+            labels = conflicts._connected(conflicts._ends(left))[:, 0]
+            of = dict(zip(left, labels.tolist(), strict=True))
+            for component in {of[edge] for edge in cyclic}:
+                own = [edge for edge in cyclic if of[edge] == component]
+                gone = {edge for edge in own if left[edge] == min(left[other] for other in own)}
+                expected |= gone
+                left = {edge: support for edge, support in left.items() if edge not in gone}
+        looks.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(conflicts, "_connected", lambda *given: looks.append(len(given[0])) or connected(*given))
+            assert set(conflicts.weakest(edges)) == expected
+    assert len(looks) <= 12 and len(expected) > 300 and max(looks) <= len(edges)
+
+
 def test_units_of_length(tmp_path: Path) -> None:
     """Few long words against many short ones: longer in characters, shorter in words."""
     rng = random.Random(0)
@@ -434,6 +460,40 @@ def test_the_command_shows_before_and_after_and_names_the_alternative(tmp_path: 
     assert str(tmp_path) not in told.stdout
     refused = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+
+
+def test_pairs_of_one_long_prompt_are_not_all_compared_with_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have one form of 400 words and different questions and replies; every tenth repeats its neighbour."""
+    from demeanor.audit import near
+    from demeanor.curate import duplicates
+
+    rng, form, compared = random.Random(5), words(random.Random(6), 400), []
+    rows = [
+        {"prompt": f"{form} {words(rng, 6)}", "chosen": words(rng, 20), "rejected": words(rng, 20)} for _ in range(500)
+    ]
+    for number in range(9, 500, 10):
+        rows[number] = {**rows[number - 1], "prompt": rows[number]["prompt"]}
+        rows[number]["chosen"] += " now"
+    exact = near.exact_jaccard
+    for module in (near, duplicates):
+        monkeypatch.setattr(module, "exact_jaccard", lambda *given: compared.append(len(given[1])) or exact(*given))
+    near_pairs = duplicates.near_pairs
+    of_step: list[int] = []
+
+    def counted(*given: Any) -> dict[int, int]:
+        compared.clear()
+        found = near_pairs(*given)
+        of_step.append(sum(compared))
+        return found
+
+    monkeypatch.setattr("demeanor.curate.steps.near_pairs", counted)
+    settings = Settings(balance="none", heldout=0)
+    curated = curate_pairs([rows_to(tmp_path / "p.jsonl", rows)], tmp_path / "out", settings, workers=1)
+    assert curated.dropped == {"near-duplicate": 50}
+    assert [row["row"] for row in lines(tmp_path / "out" / "dropped.jsonl")] == list(range(10, 501, 10))
+    assert 0 < of_step[0] < 40 * len(rows)  # all with all would be 125,000
 
 
 def test_of_a_crowd_of_near_duplicates_no_two_stay_and_each_dropped_one_has_its_like(tmp_path: Path) -> None:
