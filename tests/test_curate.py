@@ -408,6 +408,11 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_is_written(tmp_p
         curate_pairs([tmp_path / "absent.jsonl"], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "p.jsonl"]
     curate_pairs([file], tmp_path / "out")
+    there = {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
+    for source in (tmp_path / "out" / "train.jsonl", tmp_path / "out" / "..", tmp_path / "out"):
+        with pytest.raises(RunFolderError, match=r"is read from --out, where .*train\.jsonl.* -- give another --out"):
+            curate_pairs([file, source], tmp_path / "out", Settings(heldout=0))
+    assert there == {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
     before = (tmp_path / "out" / "train.jsonl").read_bytes()
     with pytest.raises(PairsError):
         curate_pairs([rows_to(tmp_path / "q.jsonl", plain_rows(1))], tmp_path / "out")
@@ -421,6 +426,20 @@ def test_when_nothing_is_left_the_line_says_so(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match="the decisions drop all pairs"):
         store = PairStore.collect([tmp_path / "p.jsonl"], tmp_path)
         decided(store, {pair.id: Decision(pair.id, "drop") for pair in store}, Progress())
+
+
+def test_when_none_is_left_to_hold_out_the_line_says_which_step_took_them(tmp_path: Path) -> None:
+    file = rows_to(tmp_path / "p.jsonl", plain_rows(60))
+    match = r"of the 1 that 0\.0001 of 60 pairs came to, the length balance leaves none -- give a larger --heldout"
+    with pytest.raises(PairsError, match=match):
+        curate_pairs([file], tmp_path / "out", Settings(heldout=0.0001))
+    curated = curate_pairs([file], tmp_path / "out", Settings(heldout=0.0001, balance="none"))  # what it says helps
+    assert curated.kept == {"train": 59, "heldout": 1}
+    rows = [{**row, "prompt": f"{('what', 'how', 'why')[at % 3]} is it"} for at, row in enumerate(plain_rows(60))]
+    file = rows_to(tmp_path / "p.jsonl", rows)
+    with pytest.raises(PairsError, match=r"the smallest has 20 pairs, fits whole into 0\.1 of 60 .* larger --heldout"):
+        curate_pairs([file], tmp_path / "out", Settings(heldout=0.1))
+    assert curate_pairs([file], tmp_path / "out", Settings(heldout=0.4)).kept["heldout"] > 0
 
 
 def test_a_shared_system_prompt_makes_no_cluster(tmp_path: Path) -> None:

@@ -90,12 +90,12 @@ def curate_pairs(
 
     Raises:
         PairsError: a source cannot be read, or no pair is left on a side that should have some.
-        RunFolderError: `out` cannot be written, or holds something else.
+        RunFolderError: `out` cannot be written, or holds something else, or a source.
         InputError: the decisions cannot be read.
     """
     settings, progress = settings or Settings(), progress or Progress()
     decisions = settings.read_decisions()
-    Workspace(out).check_curated()  # before the work, not after it
+    Workspace(out).check_curated(sources)  # before the work, not after it
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         store = PairStore.collect(sources, Path(folder), split=split, limit=limit, progress=progress)
         mended = mend(store, decisions, settings.private, settings.kinds, progress, workers)
