@@ -515,6 +515,44 @@ def test_pairs_of_one_long_prompt_are_not_all_compared_with_each_other(
     assert 0 < of_step[0] < 40 * len(rows)  # all with all would be 125,000
 
 
+def test_long_pairs_are_looked_at_and_written_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demeanor.pairs.store.BLOCK_BYTES", 20_000)
+    rng, rows = random.Random(8), plain_rows(30)
+    rows += [{"prompt": words(rng, 9), "chosen": words(rng, 1500), "rejected": words(rng, 9)} for _ in range(10)]
+    read, block = [], PairStore.block
+
+    def watched(self: PairStore, start: int, stop: int) -> list[PreferencePair]:
+        found = block(self, start, stop)
+        read.append(sum(len(pair.chosen) for pair in found))
+        return found
+
+    monkeypatch.setattr(PairStore, "block", watched)
+    settings = Settings(balance="none", heldout=0)
+    curated = curate_pairs([rows_to(tmp_path / "p.jsonl", rows)], tmp_path / "out", settings, workers=1)
+    assert curated.kept == {"train": 40, "heldout": 0} and len(kept(tmp_path / "out")) == 40
+    assert 10_000 < max(read) < 20_000  # one long one, where all would be 105,000
+
+
+def test_columns_that_no_pair_keeps_are_told_once(tmp_path: Path) -> None:
+    rows = [{**row, "topic": "birds", "Category": "kept", "confidence": 0.9} for row in plain_rows(40)]
+    rows = [{key: value for key, value in row.items() if key != "behaviour"} for row in rows]
+    rows[3] |= {"meta": {"by": "ann"}, "note": None}
+    rows[4]["id"] = "mine"
+    rows.append({"prompt": "Hi", "chosen": "", "rejected": "no", "lost": "with its row"})
+    file = rows_to(tmp_path / "p.jsonl", rows)
+    command = [sys.executable, "-m", "demeanor", "curate", str(file), "--balance", "none", "--out"]
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert "columns that are not kept: id (1 rows), meta (1 rows), topic (40 rows)\n" in done.stdout
+    about = json.loads((tmp_path / "out" / "curate.json").read_text())
+    assert about["not_kept"] == {"id": 1, "meta": 1, "topic": 40}
+    assert all(pair.behaviour == "kept" and pair.confidence == 0.9 for pair in kept(tmp_path / "out"))
+    again = curate_pairs([tmp_path / "out" / "train.jsonl"], tmp_path / "again", Settings(heldout=0, balance="none"))
+    assert again.not_kept == {}  # what curate itself writes is known
+    many = [{**row, f"column {number}": 1} for number, row in enumerate(plain_rows(130))]
+    curated = curate_pairs([rows_to(tmp_path / "q.jsonl", many)], tmp_path / "many", Settings(balance="none"))
+    assert len(curated.not_kept) == 101 and curated.not_kept["other columns"] == 30  # names may not fill the memory
+
+
 def test_of_a_crowd_of_near_duplicates_no_two_stay_and_each_dropped_one_has_its_like(tmp_path: Path) -> None:
     """150 pairs that differ from one by a few words: more than the search compares with each other at once."""
     rng, rows = random.Random(4), plain_rows(40)
