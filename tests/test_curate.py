@@ -322,6 +322,32 @@ def test_no_cycle_is_left_in_any_graph_of_preferences_in_any_order(seed: int) ->
     assert set(weakest(shuffled)) == set(dropped)
 
 
+def test_of_a_long_cycle_each_least_edge_goes_in_few_looks_at_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule is applied as it is written down, one round after another; here a round drops one edge of 600."""
+    from demeanor.curate import conflicts
+
+    rng, looks, connected = np.random.default_rng(0), [], conflicts._connected
+    for number, size in ((40, 8), (600, 601)):
+        edges = {(2**63 + a, 2**63 + (a + 1) % size): 1.0 + a for a in range(size)}
+        for a, b in rng.integers(0, size, (number, 2)).tolist():
+            if a != b and (2**63 + b, 2**63 + a) not in edges:
+                edges[2**63 + a, 2**63 + b] = float(rng.random())
+        left, expected = dict(edges), set()
+        while cyclic := conflicts._on_cycles(left):
+            labels = conflicts._connected(conflicts._ends(left))[:, 0]
+            of = dict(zip(left, labels.tolist(), strict=True))
+            for component in {of[edge] for edge in cyclic}:
+                own = [edge for edge in cyclic if of[edge] == component]
+                gone = {edge for edge in own if left[edge] == min(left[other] for other in own)}
+                expected |= gone
+                left = {edge: support for edge, support in left.items() if edge not in gone}
+        looks.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(conflicts, "_connected", lambda *given: looks.append(len(given[0])) or connected(*given))
+            assert set(conflicts.weakest(edges)) == expected
+    assert len(looks) <= 12 and len(expected) > 300 and max(looks) <= len(edges)
+
+
 def test_units_of_length(tmp_path: Path) -> None:
     """Few long words against many short ones: longer in characters, shorter in words."""
     rng = random.Random(0)
@@ -382,6 +408,11 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_is_written(tmp_p
         curate_pairs([tmp_path / "absent.jsonl"], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "p.jsonl"]
     curate_pairs([file], tmp_path / "out")
+    there = {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
+    for source in (tmp_path / "out" / "train.jsonl", tmp_path / "out" / "..", tmp_path / "out"):
+        with pytest.raises(RunFolderError, match=r"is read from --out, where .*train\.jsonl.* -- give another --out"):
+            curate_pairs([file, source], tmp_path / "out", Settings(heldout=0))
+    assert there == {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
     before = (tmp_path / "out" / "train.jsonl").read_bytes()
     with pytest.raises(PairsError):
         curate_pairs([rows_to(tmp_path / "q.jsonl", plain_rows(1))], tmp_path / "out")
@@ -395,6 +426,20 @@ def test_when_nothing_is_left_the_line_says_so(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match="the decisions drop all pairs"):
         store = PairStore.collect([tmp_path / "p.jsonl"], tmp_path)
         decided(store, {pair.id: Decision(pair.id, "drop") for pair in store}, Progress())
+
+
+def test_when_none_is_left_to_hold_out_the_line_says_which_step_took_them(tmp_path: Path) -> None:
+    file = rows_to(tmp_path / "p.jsonl", plain_rows(60))
+    match = r"of the 1 that 0\.0001 of 60 pairs came to, the length balance leaves none -- give a larger --heldout"
+    with pytest.raises(PairsError, match=match):
+        curate_pairs([file], tmp_path / "out", Settings(heldout=0.0001))
+    curated = curate_pairs([file], tmp_path / "out", Settings(heldout=0.0001, balance="none"))  # what it says helps
+    assert curated.kept == {"train": 59, "heldout": 1}
+    rows = [{**row, "prompt": f"{('what', 'how', 'why')[at % 3]} is it"} for at, row in enumerate(plain_rows(60))]
+    file = rows_to(tmp_path / "p.jsonl", rows)
+    with pytest.raises(PairsError, match=r"the smallest has 20 pairs, fits whole into 0\.1 of 60 .* larger --heldout"):
+        curate_pairs([file], tmp_path / "out", Settings(heldout=0.1))
+    assert curate_pairs([file], tmp_path / "out", Settings(heldout=0.4)).kept["heldout"] > 0
 
 
 def test_a_shared_system_prompt_makes_no_cluster(tmp_path: Path) -> None:
@@ -434,6 +479,78 @@ def test_the_command_shows_before_and_after_and_names_the_alternative(tmp_path: 
     assert str(tmp_path) not in told.stdout
     refused = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+
+
+def test_pairs_of_one_long_prompt_are_not_all_compared_with_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have one form of 400 words and different questions and replies; every tenth repeats its neighbour."""
+    from demeanor.audit import near
+    from demeanor.curate import duplicates
+
+    rng, form, compared = random.Random(5), words(random.Random(6), 400), []
+    rows = [
+        {"prompt": f"{form} {words(rng, 6)}", "chosen": words(rng, 20), "rejected": words(rng, 20)} for _ in range(500)
+    ]
+    for number in range(9, 500, 10):
+        rows[number] = {**rows[number - 1], "prompt": rows[number]["prompt"]}
+        rows[number]["chosen"] += " now"
+    exact = near.exact_jaccard
+    for module in (near, duplicates):
+        monkeypatch.setattr(module, "exact_jaccard", lambda *given: compared.append(len(given[1])) or exact(*given))
+    near_pairs = duplicates.near_pairs
+    of_step: list[int] = []
+
+    def counted(*given: Any) -> dict[int, int]:
+        compared.clear()
+        found = near_pairs(*given)
+        of_step.append(sum(compared))
+        return found
+
+    monkeypatch.setattr("demeanor.curate.steps.near_pairs", counted)
+    settings = Settings(balance="none", heldout=0)
+    curated = curate_pairs([rows_to(tmp_path / "p.jsonl", rows)], tmp_path / "out", settings, workers=1)
+    assert curated.dropped == {"near-duplicate": 50}
+    assert [row["row"] for row in lines(tmp_path / "out" / "dropped.jsonl")] == list(range(10, 501, 10))
+    assert 0 < of_step[0] < 40 * len(rows)  # all with all would be 125,000
+
+
+def test_long_pairs_are_looked_at_and_written_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demeanor.pairs.store.BLOCK_BYTES", 20_000)
+    rng, rows = random.Random(8), plain_rows(30)
+    rows += [{"prompt": words(rng, 9), "chosen": words(rng, 1500), "rejected": words(rng, 9)} for _ in range(10)]
+    read, block = [], PairStore.block
+
+    def watched(self: PairStore, start: int, stop: int) -> list[PreferencePair]:
+        found = block(self, start, stop)
+        read.append(sum(len(pair.chosen) for pair in found))
+        return found
+
+    monkeypatch.setattr(PairStore, "block", watched)
+    settings = Settings(balance="none", heldout=0)
+    curated = curate_pairs([rows_to(tmp_path / "p.jsonl", rows)], tmp_path / "out", settings, workers=1)
+    assert curated.kept == {"train": 40, "heldout": 0} and len(kept(tmp_path / "out")) == 40
+    assert 10_000 < max(read) < 20_000  # one long one, where all would be 105,000
+
+
+def test_columns_that_no_pair_keeps_are_told_once(tmp_path: Path) -> None:
+    rows = [{**row, "topic": "birds", "Category": "kept", "confidence": 0.9} for row in plain_rows(40)]
+    rows = [{key: value for key, value in row.items() if key != "behaviour"} for row in rows]
+    rows[3] |= {"meta": {"by": "ann"}, "note": None}
+    rows[4]["id"] = "mine"
+    rows.append({"prompt": "Hi", "chosen": "", "rejected": "no", "lost": "with its row"})
+    file = rows_to(tmp_path / "p.jsonl", rows)
+    command = [sys.executable, "-m", "demeanor", "curate", str(file), "--balance", "none", "--out"]
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert "columns that are not kept: id (1 rows), meta (1 rows), topic (40 rows)\n" in done.stdout
+    about = json.loads((tmp_path / "out" / "curate.json").read_text())
+    assert about["not_kept"] == {"id": 1, "meta": 1, "topic": 40}
+    assert all(pair.behaviour == "kept" and pair.confidence == 0.9 for pair in kept(tmp_path / "out"))
+    again = curate_pairs([tmp_path / "out" / "train.jsonl"], tmp_path / "again", Settings(heldout=0, balance="none"))
+    assert again.not_kept == {}  # what curate itself writes is known
+    many = [{**row, f"column {number}": 1} for number, row in enumerate(plain_rows(130))]
+    curated = curate_pairs([rows_to(tmp_path / "q.jsonl", many)], tmp_path / "many", Settings(balance="none"))
+    assert len(curated.not_kept) == 101 and curated.not_kept["other columns"] == 30  # names may not fill the memory
 
 
 def test_of_a_crowd_of_near_duplicates_no_two_stay_and_each_dropped_one_has_its_like(tmp_path: Path) -> None:

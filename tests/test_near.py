@@ -92,6 +92,21 @@ def test_texts_of_several_blocks_are_as_if_shingled_alone(monkeypatch: pytest.Mo
     assert np.array_equal(whole.take(rows).hashes, shingle([texts[row] for row in rows]).hashes)
 
 
+def test_a_long_text_is_cut_into_words_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from demeanor.audit import shingles
+
+    texts = ["short", " ".join(texts_with_copies(2)), "", "d'é_un, e\u0301t\u00a0日本語。" * 300, "!" * 3000, "x"]
+    whole, ngrams = shingle(texts), shingles.ngrams(texts, (2, 5))
+    pieces, words_of = [], shingles._words_of
+    monkeypatch.setattr(shingles, "_CHARACTERS", 100)
+    monkeypatch.setattr(shingles, "_words_of", lambda cut: pieces.append(sum(map(len, cut))) or words_of(cut))
+    parts = shingle(texts)
+    assert np.array_equal(parts.offsets, whole.offsets) and np.array_equal(parts.hashes, whole.hashes)
+    for size, columns in shingles.ngrams(texts, (2, 5)).items():
+        assert all(np.array_equal(own, other) for own, other in zip(columns, ngrams[size], strict=True))
+    assert len(pieces) > 50 and max(pieces) < 220  # of texts of up to 4,000 characters
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.9, 1.0])
 def test_finds_what_all_pairs_give(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("demeanor.audit.near._CANDIDATES", 50)  # many rounds

@@ -6,10 +6,11 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from demeanor.errors import PairsError
-from demeanor.pairs import PairStore, read_pairs
+from demeanor.pairs import PairStore, PairView, read_pairs
 
 
 def write(path: Path, num: int, bad: int = 0) -> Path:
@@ -34,6 +35,18 @@ def test_it_holds_what_was_read(tmp_path: Path) -> None:
     assert store.dropped[reason] == 7 and len(store.examples[reason]) == 5 and len(list(store.all_dropped())) == 7
     again = pickle.loads(pickle.dumps(store))
     assert again.block(0, 51) == expected
+
+
+def test_long_pairs_make_short_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demeanor.pairs.store.BLOCK_BYTES", 3000)
+    sizes = [100] * 9 + [5000, 100, 2000, 2000, 100]
+    rows = [{"prompt": f"Hi {n}", "chosen": "a" * size, "rejected": "b"} for n, size in enumerate(sizes)]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = PairStore.collect([tmp_path / "one.jsonl"], tmp_path)
+    assert list(store.blocks(500)) == [(0, 8), (8, 9), (9, 10), (10, 12), (12, 14)]
+    assert list(store.blocks(6)) == [(0, 6), (6, 9), (9, 10), (10, 12), (12, 14)]
+    view = PairView(store, np.array([0, 1, 8, 10, 11, 13]), {})  # what it skips is read too
+    assert list(view.blocks(500)) == [(0, 2), (2, 3), (3, 5), (5, 6)]
 
 
 def test_nothing_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,11 +178,11 @@ class Workspace:
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise RunFolderError(f"cannot be written: {what}", where=str(self), remedy="give another --out")
 
-    def check_curated(self) -> None:
+    def check_curated(self, sources: Sequence[str | Path] = ()) -> None:
         """Refuse a folder that cannot become one of curated pairs.
 
         Raises:
-            RunFolderError: it is a file, or holds what no curated set holds.
+            RunFolderError: it is a file, or holds what no curated set holds, or one of its files is (of) a source.
         """
         self.check_writable()
         folder = self.folder.resolve()
@@ -196,6 +196,15 @@ class Workspace:
                 where=str(self),
                 remedy="give an empty or new --out",
             )
+        for source in sources:
+            read = Path(source).expanduser().resolve()
+            lost = [file.name for file in sorted(known) if file.exists() and (folder / file.name).is_relative_to(read)]
+            if lost:
+                raise RunFolderError(
+                    f"is read from --out, where {', '.join(lost)} would be written over",
+                    where=str(source),
+                    remedy="give another --out",
+                )
 
     @contextmanager
     def curating(self) -> Iterator[Workspace]:

@@ -25,7 +25,7 @@ from demeanor.records import SEVERITIES, Example, Finding, PreferencePair
 
 __all__ = ["CHECKS", "Audit", "Scope", "audit_pairs", "chosen_checks"]
 
-BLOCK = 500  # pairs that are looked at in one go
+BLOCK = 500  # pairs that are looked at in one go; fewer where they are long (pairs.store.BLOCK_BYTES)
 NUM_EXAMPLES = 5
 FEW = 4 * BLOCK  # so many pairs are done before other processes have started
 

@@ -6,6 +6,7 @@ containment of documents, 1997); a hash takes 4 bytes, so that the sets of many 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 _CHARACTERS = 1 << 20  # of texts that are cut into words in one go
+_GAP = re.compile(r"[\s!-/:-@\[-`{-~]")  # of what lies between words, enough to cut a long text there
 _LONGEST_WORD = 1024  # characters, after which the factors of their places repeat
 _SPACELESS = (  # scripts without blanks between words: each character is a word
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
@@ -111,6 +113,36 @@ def _rolled(words: np.ndarray, num_words: np.ndarray, longest: int) -> Iterator[
 
 def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of all words [words] uint64, none of them 0, and how many each text has [texts] int64.
+
+    Piece by piece: what is computed on the way takes about 50 bytes a character.
+    """
+    hashes, num_words = [np.empty(0, np.uint64)], np.zeros(len(texts), np.int64)
+    for owners, pieces in _pieces(texts):
+        found, counts = _words_of(pieces)
+        hashes.append(found)
+        np.add.at(num_words, owners, counts)
+    return np.concatenate(hashes), num_words
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str]]]:
+    """The texts, in order, about _CHARACTERS in one go: which text, and a piece of it; cut between words if at all."""
+    owners, pieces, size = [], [], 0
+    for owner, text in enumerate(texts):
+        start = 0
+        while start < len(text):
+            gap = _GAP.search(text, start + _CHARACTERS) if len(text) - start > _CHARACTERS else None
+            stop = gap.start() if gap else len(text)
+            owners.append(owner)
+            pieces.append(text[start:stop])
+            start, size = stop, size + stop - start
+            if size >= _CHARACTERS:
+                yield owners, pieces
+                owners, pieces, size = [], [], 0
+    yield owners, pieces
+
+
+def _words_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """`_words` in one go.
 
     The hash of a word is a multilinear one of its characters, sum of factor[place] * character modulo 2^64 (Lemire and
     Kaser, Strongly universal string hashing is fast, 2014).

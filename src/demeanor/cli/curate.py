@@ -84,6 +84,9 @@ def print_curated(curated: Curated) -> None:
         if counts:
             told = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
             console.print(f"{verb}: {told}", markup=False)
+    if curated.not_kept:
+        told = ", ".join(f"{on_terminal(name)} ({count:,} rows)" for name, count in curated.not_kept.items())
+        console.print(f"columns that are not kept: {told}", markup=False)
     unit = "characters" if curated.settings["balance"] == "none" else curated.settings["balance"]
     title = f"how often the longer reply is the chosen one, of pairs that differ in {unit}"
     table = Table(title=title, title_justify="left", title_style="bold")

@@ -49,6 +49,7 @@ class Curated:
         steps: pairs that are left after each step, in order.
         dropped: reason -> number of rows.
         altered: how -> number of kept pairs.
+        not_kept: column that no reader knows -> number of usable rows that hold something there; no file here has it.
         kept: "train" and "heldout" -> number of pairs.
         clusters: of prompts: how many there are, and how many pairs the largest has.
         lengths: "before", "train" and "heldout" -> how length and label went together.
@@ -61,6 +62,7 @@ class Curated:
     steps: dict[str, int]
     dropped: dict[str, int]
     altered: dict[str, int]
+    not_kept: dict[str, int]
     kept: dict[str, int]
     clusters: dict[str, int]
     lengths: dict[str, list[Lengths]]
@@ -90,12 +92,12 @@ def curate_pairs(
 
     Raises:
         PairsError: a source cannot be read, or no pair is left on a side that should have some.
-        RunFolderError: `out` cannot be written, or holds something else.
+        RunFolderError: `out` cannot be written, or holds something else, or a source.
         InputError: the decisions cannot be read.
     """
     settings, progress = settings or Settings(), progress or Progress()
     decisions = settings.read_decisions()
-    Workspace(out).check_curated()  # before the work, not after it
+    Workspace(out).check_curated(sources)  # before the work, not after it
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         store = PairStore.collect(sources, Path(folder), split=split, limit=limit, progress=progress)
         mended = mend(store, decisions, settings.private, settings.kinds, progress, workers)
@@ -116,6 +118,7 @@ def curate_pairs(
             steps={"read": len(store), **sides.steps},
             dropped=dict(sorted((store.dropped + reasons).items())),
             altered=dict(sorted(altered.items())),
+            not_kept=dict(sorted(store.unread.items())),
             kept={"train": len(sides.train), "heldout": len(sides.heldout)},
             clusters={"number": sides.num_clusters, "pairs of the largest": sides.largest_cluster},
             lengths={

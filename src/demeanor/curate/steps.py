@@ -88,7 +88,7 @@ def choose(
     if not len(train):
         _refuse_no_training(steps)
     if settings.heldout and not len(heldout):
-        _refuse_no_heldout(steps, int(sizes.max()))
+        _refuse_no_heldout(sizes, int(held.sum()), settings.heldout)
     return Sides(train, heldout, dropped, steps, len(sizes), int(sizes.max()))
 
 
@@ -117,10 +117,17 @@ def _refuse_no_training(steps: dict[str, int]) -> None:
     )
 
 
-def _refuse_no_heldout(steps: dict[str, int], largest: int) -> None:
+def _refuse_no_heldout(sizes: np.ndarray, held: int, fraction: float) -> None:
+    """`sizes` [clusters]: pairs of each cluster of prompts; `held`: pairs that were held out before the balance."""
+    share, others = f"{fraction:g} of {sizes.sum():,} pairs", "bring other prompts"
+    if held:
+        why = f"of the {held:,} that {share} came to, the length balance leaves none"
+        others = "give a larger --heldout, or --balance none"
+    elif len(sizes) == 1:
+        why = f"the largest cluster of similar prompts has {sizes[0]:,} of {sizes[0]:,} pairs"
+    else:
+        why = f"no cluster of similar prompts, of which the smallest has {sizes.min():,} pairs, fits whole into {share}"
+        others = "give a larger --heldout, bring other prompts"
     raise PairsError(
-        f"no pair would be left to hold out: the largest cluster of similar prompts has {largest:,} of "
-        f"{steps['duplicates']:,} pairs",
-        where="--heldout",
-        remedy="bring other prompts, or give --heldout 0 (and --balance none, if few are left of many)",
+        f"no pair would be left to hold out: {why}", where="--heldout", remedy=f"{others}, or give --heldout 0"
     )

@@ -14,7 +14,7 @@ from demeanor.curate.redact import redact
 from demeanor.curate.settings import Settings
 from demeanor.curate.steps import Sides
 from demeanor.errors import one_line
-from demeanor.pairs import PairStore
+from demeanor.pairs import PairStore, PairView
 from demeanor.records import PreferencePair, Record
 from demeanor.workspace import Workspace
 
@@ -64,10 +64,9 @@ def write_curated(
 
 def _pairs(mended: Mended, places: np.ndarray) -> Iterator[PreferencePair]:
     """The mended pairs at ascending `places`, read block by block."""
-    for start in range(0, len(places), BLOCK):
-        own = places[start : start + BLOCK]
-        block = mended.pairs.block(int(own[0]), int(own[-1]) + 1)
-        yield from (block[place - own[0]] for place in own)
+    side = PairView(mended.pairs.store, mended.pairs.places[places], mended.pairs.changed)
+    for block in side.blocks(BLOCK):
+        yield from side.block(*block)
 
 
 def _dropped(store: PairStore, mended: Mended, sides: Sides, settings: Settings) -> Iterator[DroppedPair]:

@@ -95,5 +95,33 @@ def first_text(row: Mapping[Any, Any], columns: Sequence[str]) -> str | None:
     return next((plain[name] for name in columns if isinstance(plain.get(name), str) and plain[name].strip()), None)
 
 
+class Watched(dict[str, Any]):
+    """A canonical row that notes which of its columns are read."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        self.read: set[Any] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+    def unread(self) -> list[str]:
+        """The columns that hold something and that no one read; not those that a curated pair has anyhow."""
+        ours = self.keys() >= _OWN and self.items() >= {("list_id", None), ("weight", 1.0)}
+        return [
+            name
+            for name, value in self.items()
+            if name not in self.read and value not in (None, "", [], {}) and not (ours and name in _OWN)
+        ]
+
+
+_OWN = {"id", "source", "row", "list_id", "weight"}  # of a pair that was read and written (`PreferencePair`)
+
+
 def _has(row: Mapping[str, Any], names: tuple[str, ...]) -> bool:
     return any(row.get(name) is not None for name in names)

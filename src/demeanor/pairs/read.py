@@ -6,16 +6,16 @@ A row is one pair, or a ranked list that several are made of.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from demeanor.errors import PairsError
+from demeanor.errors import PairsError, one_line
 from demeanor.pairs import labelled as labelled_replies
 from demeanor.pairs import ranked as ranked_lists
-from demeanor.pairs.columns import canonical, read_confidence, read_label
+from demeanor.pairs.columns import Watched, canonical, read_confidence, read_label
 from demeanor.pairs.files import read_values, source_name
 from demeanor.pairs.reasons import (
     EMPTY_PROMPT,
@@ -34,7 +34,8 @@ from demeanor.pairs.turns import Turns
 from demeanor.records import DroppedRow, PreferencePair, content_id
 
 MAX_EXCERPT = 200  # characters of a dropped row
-MAX_NAME = 100  # characters of a row's own source
+MAX_NAME = 100  # characters of a row's own source, and of a column that is told
+MAX_UNREAD = 100  # columns that are told by their name
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ class iter_pairs:  # noqa: N801 - a verb: it is called like a function
 
     The pairs' `source` is `name`, by default `files.source_name`'s.
     `name` and `shape` are known before the first row is drawn; `num_rows`, `num_lists` and `num_ties` count those that
-    were. When all rows are drawn and none was a pair, it raises.
+    were; `unread` has the columns that no pair keeps, with the number of usable rows that hold something there. When
+    all rows are drawn and none was a pair, it raises.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class iter_pairs:  # noqa: N801 - a verb: it is called like a function
     ) -> None:
         self._ranked = ranked, ranked_weights
         self.num_rows = self.num_lists = self.num_ties = 0
+        self.unread: Counter[str] = Counter()
         self.where, self.name, self._behaviour = str(source), name or source_name(source), behaviour
         if limit is not None and limit < 1:
             raise PairsError(f"cannot read at most {limit} rows", where=self.where, remedy="give a limit of 1 or more")
@@ -155,6 +158,9 @@ class iter_pairs:  # noqa: N801 - a verb: it is called like a function
             self.num_lists += bool(made.pairs) and self.shape == ranked_lists.NAME
             self.num_ties += made.num_ties
             counts.update(made.reasons)
+            for column in made.unread if made.pairs else ():
+                name = one_line(column, MAX_NAME)
+                self.unread[name if name in self.unread or len(self.unread) < MAX_UNREAD else "other columns"] += 1
             yield from made.pairs
             yield from (DroppedRow(self.name, number, reason, excerpt(row, MAX_EXCERPT)) for reason in made.reasons)
         if not num_pairs:
@@ -172,6 +178,7 @@ class _Made:
     pairs: list[PreferencePair]
     reasons: list[str]
     num_ties: int = 0
+    unread: Sequence[str] = ()
 
 
 def _read_row(
@@ -179,7 +186,7 @@ def _read_row(
 ) -> _Made:
     if not has_shape(row, reader):
         raise Unusable(NO_IMAGES if holds_media(row) else NOT_THE_SHAPE)
-    row = canonical(row)
+    row = Watched(canonical(row))
     if row.get("tools") not in (None, "", "[]", []):
         raise Unusable(NO_TOOLS)
     labels: dict[str, Any] = {
@@ -194,7 +201,8 @@ def _read_row(
     if isinstance(reader, PairReader):
         prompt, chosen, rejected = reader.to_pair(row)
         check_pair(prompt, chosen, rejected, single=reader.NAME == labelled_replies.NAME)
-        return _Made([PreferencePair.make(prompt, chosen, rejected, **labels, confidence=read_confidence(row))], [])
+        pair = PreferencePair.make(prompt, chosen, rejected, **labels, confidence=read_confidence(row))
+        return _Made([pair], [], unread=row.unread())
     found = ranked_lists.to_list(row)
     labels |= {"confidence": read_confidence(row), "list_id": _list_id(found, name, number)}
     candidates, num_ties = found.pairs(ranked, ranked_weights)
@@ -207,7 +215,7 @@ def _read_row(
             reasons.append(error.reason)
         else:
             pairs.append(PreferencePair.make(found.prompt, chosen, rejected, **labels, weight=weight))
-    return _Made(pairs, list(dict.fromkeys(reasons)), num_ties)
+    return _Made(pairs, list(dict.fromkeys(reasons)), num_ties, row.unread())
 
 
 def _origin(row: dict[str, Any]) -> str | None:

@@ -20,7 +20,11 @@ from demeanor.pairs.read import iter_pairs
 from demeanor.progress import Progress
 from demeanor.records import DroppedRow, PreferencePair
 
-MAX_PAIRS = 1_000_000  # what is kept of each pair beside its texts, about 1.3 KB in an audit, stays in memory
+# What is kept of each pair beside its texts stays in memory: with texts like hh-rlhf's about 4.5 KB in an audit and
+# 5.5 KB in a curation (the slopes of benchmarks/results/audit_scale.json), so that 170,000 pairs take 1 GB, about
+# 370,000 take 2, and MAX_PAIRS 5 to 6. It grows with the number of words, of which each shingle takes 4 bytes.
+MAX_PAIRS = 1_000_000
+BLOCK_BYTES = 1 << 22  # of the pairs that are read in one go, unless one pair has more: their looks take many times it
 NUM_EXAMPLES = 5  # dropped rows that are kept of each reason
 
 
@@ -31,6 +35,7 @@ class PairStore(Sequence[PreferencePair]):
         sources: name of each source -> its number of rows, in order.
         dropped: reason -> number of rows that are no pair.
         examples: reason -> the first few of them. All are in `dropped_file`.
+        unread: column that no pair keeps -> number of usable rows that hold something there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,6 +43,7 @@ class PairStore(Sequence[PreferencePair]):
         self.sources: dict[str, int] = {}
         self.shapes: dict[str, str] = {}
         self.dropped: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
         self.examples: dict[str, list[DroppedRow]] = {}
         self._starts = array("q", [0])  # where each pair begins, and the end
 
@@ -73,6 +79,7 @@ class PairStore(Sequence[PreferencePair]):
                             raise PairsError(what, where=name, remedy="give --limit, or take a part at a time")
                         if number % 1000 == 0:
                             advance(1000, pairs=f"{len(store):,}")
+                    store.unread.update(rows.unread)
                     advance(0, pairs=f"{len(store):,}")
         if not store.sources:
             raise PairsError("no pairs were named", remedy="name a file, a folder or a Hub id")
@@ -100,8 +107,18 @@ class PairStore(Sequence[PreferencePair]):
         return [PreferencePair.from_json(json.loads(line)) for line in data.splitlines()]
 
     def blocks(self, size: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of blocks of at most `size` pairs, in order."""
-        return ((start, min(start + size, len(self))) for start in range(0, len(self), size))
+        """(start, stop) of blocks of at most `size` pairs and BLOCK_BYTES, in order; a longer pair has its own."""
+        start = 0
+        for place in range(1, len(self)):
+            if place - start == size or self._span(place)[1] - self._span(start)[0] > BLOCK_BYTES:
+                yield start, place
+                start = place
+        if len(self):
+            yield start, len(self)
+
+    def _span(self, place: int) -> tuple[int, int]:
+        """Where in the file the pair begins and ends."""
+        return self._starts[place], self._starts[place + 1]
 
     def all_dropped(self) -> Iterator[DroppedRow]:
         with self.dropped_file.open(encoding="utf-8") as file:

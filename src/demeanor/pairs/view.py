@@ -37,3 +37,6 @@ class PairView(PairStore):
             return []
         beneath = self.store.block(places[0], places[-1] + 1)
         return [self.changed.get(place, beneath[place - places[0]]) for place in places]
+
+    def _span(self, place: int) -> tuple[int, int]:
+        return self.store._span(int(self.places[place]))
