@@ -253,14 +253,62 @@ def test_as_a_module() -> None:
 def test_an_audit_is_refused_before_its_work(demeanor: Command, tmp_path: Path) -> None:
     """Whatever is wrong beside the pairs is said before they are read: here they are not even there."""
     (tmp_path / "file").touch()
+    limit = ["--contract", "starter", "--set"]
     for options, words in (
         (["--out", tmp_path / "file"], "cannot be written: is no folder -- give another --out"),
         (["--out", tmp_path / "file" / "below"], "cannot be written: "),
         (["--only", "lenght"], "--only: no check is called 'lenght'; did you mean length?"),
         (["--decisions", tmp_path / "absent"], "cannot be read"),
+        (["--benchmark", tmp_path / "exam.csv"], "exam.csv: no such file or folder"),
+        (["--heldout", tmp_path / "held.csv"], "held.csv: no such file or folder"),
+        ([*limit, "audit.lenght.max_longer_wins=1"], "audit: no check is called 'lenght'; did you mean length?"),
+        ([*limit, "audit.length.longest=1"], "audit.length: no limit 'longest' -- it has max_longer_wins"),
+        *(
+            ([*limit, f"audit.{name}={value}"], f"audit.{name}: cannot be {value} -- give a number above 0 and up to 1")
+            for name in ("leakage.near", "duplicates.near", "duplicates.near_prompts")
+            for value in (0, 7, -1)
+        ),
+        ([*limit, "audit.budget.tflops=0"], "audit.budget.tflops: cannot be 0 -- give a number above 0"),
     ):
         code, _, err = demeanor("audit", tmp_path / "absent.jsonl", *options)
         assert code == 2 and err.count("\n") == 1 and words in err
+
+
+def test_an_audit_that_blocks_exits_with_1_until_a_person_kept_the_pair(demeanor: Command, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": f"Day {n}.", "rejected": f"No {n}."} for n in range(4)]
+    file, out = tmp_path / "p.jsonl", tmp_path / "audit"
+    options = ["--only", "private", "--out", out, "--json"]
+
+    def audit(*more: object) -> tuple[int, list[tuple[str, int]], str]:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code, told, _ = demeanor("audit", file, *options, *more)
+        findings = json.loads(told)["findings"]
+        return (
+            code,
+            [(item["severity"], item["num_pairs"]) for item in findings],
+            findings[0]["what"] if findings else "",
+        )
+
+    assert audit() == (0, [], "")
+    rows[1]["rejected"] = rows[2]["chosen"] = "Take AKIAIOSFODNN7EXAMPLE."
+    code, found, _ = audit()
+    assert (code, found) == (1, [("blocks", 2)])
+    decisions = tmp_path / "d.jsonl"
+    ids = [json.loads(line)["id"] for line in (out / "flagged.jsonl").read_text().splitlines()]
+    keep = {"id": ids[1], "decision": "keep"}
+    for findings, expected in (
+        (["private.email"], (1, [("blocks", 2)])),  # kept for something else
+        (["private.key"], (0, [("warns", 1)])),  # in the rejected reply it only warns
+        ([], (0, [("warns", 1)])),
+    ):
+        decisions.write_text(json.dumps({**keep, "findings": findings}) + "\n")
+        code, found, what = audit("--decisions", decisions)
+        assert (code, found) == expected and what.endswith("; 1 kept by decision") == (code == 0)
+    decisions.write_text("".join(json.dumps({**keep, "id": name}) + "\n" for name in ids))
+    assert audit("--decisions", decisions)[:2] == (0, [("informs", 0)])
+    assert (out / "flagged.jsonl").read_text() == ""
+    rows[2]["chosen"] += " Now."  # another text: nobody decided about it
+    assert audit("--decisions", decisions)[:2] == (1, [("blocks", 1)])
 
 
 def test_an_audit_in_a_pipe_has_no_empty_lines_and_counts_in_words(demeanor: Command, tmp_path: Path) -> None:
@@ -268,6 +316,7 @@ def test_an_audit_in_a_pipe_has_no_empty_lines_and_counts_in_words(demeanor: Com
     (tmp_path / "p.jsonl").write_text(row + "\n")
     code, out, err = demeanor("audit", tmp_path / "p.jsonl", "--only", "coverage", "--out", tmp_path / "audit")
     assert code == 0 and out.splitlines()[-1] == "1 pair of 1 row: 0 findings that block, 1 warning, 1 to know"
+    assert "to know" in out and "add pairs under attack; there are none of" in out  # with its remedy
     assert out.index("attacks") < out.index("to look at") < out.index("below the aim")  # the gravest at the end
     assert all(line.strip() for line in err.splitlines())
     assert err.splitlines()[0].strip().startswith("reading p.jsonl: ") and err.splitlines()[0].endswith("pairs 1")

@@ -300,7 +300,7 @@ def test_behaviour_and_confidence(tmp_path: Path) -> None:
     assert read(tmp_path, rows[3]).pairs[0].behaviour is None
 
 
-@pytest.mark.parametrize("value", [1.01, -0.1, "87 %", True, [1], "nan"])
+@pytest.mark.parametrize("value", [1.01, -0.1, "87 %", True, [1], "nan", 10**400])
 def test_a_confidence_that_is_none_is_a_reason(tmp_path: Path, value: Any) -> None:
     row = {"prompt": "Hi", "chosen": "Hello.", "rejected": "What?"}
     result = read(tmp_path, row, {**row, "confidence": value})
@@ -346,6 +346,10 @@ REASONS_AND_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("images are not supported", {"prompt": [turn("user", [{"type": "image"}])], "chosen": GOOD, "rejected": BAD}),
     ("tools are not supported", {"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": [{"name": "f"}]}),
     ("text is not valid Unicode", {"prompt": "Hi", "chosen": "a \ud83d", "rejected": "b"}),
+    *(
+        ("text is not valid Unicode", {"prompt": "Hi", "chosen": "a", "rejected": "b", name: "half \ud83d"})
+        for name in ("behaviour", "category", "attack", "annotator", "cluster", "source")
+    ),
 ]
 
 

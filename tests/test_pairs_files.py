@@ -341,6 +341,23 @@ def test_truncated_parquet(write: Callable[..., Path], size: int) -> None:
     assert "damaged after 0 rows, or no Parquet" in fault(write(parquet(ROWS)[:size]))
 
 
+@pytest.mark.parametrize("name", ["text", "date"])
+def test_parquet_that_holds_no_text_or_no_date(write: Callable[..., Path], name: str) -> None:
+    """Whole for Arrow, and yet no values of Python: a text that is not UTF-8, a day of the year 5,881,580."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns: dict[str, Any] = {key: [row[key] for row in ROWS] * 20 for key in ROWS[0]}
+    if name == "text":
+        sound = pyarrow.array([text.encode() for text in columns["chosen"][:-1]] + [b"half \xff"])
+        columns["chosen"] = pyarrow.StringArray.from_buffers(len(sound), *sound.buffers()[1:])
+    else:
+        columns["day"] = pyarrow.array([0] * 599 + [2**31 - 1], pyarrow.int32()).cast(pyarrow.date32())
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    assert ": holds a value that cannot be read, after 512 rows: " in fault(write(file.getvalue()))
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

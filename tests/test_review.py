@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def test_a_killed_review_loses_no_decision_and_a_line_that_was_cut_off_does_no_h
         '{"id": "a", "decision": "keep", "why": "x"}',
         '{"id": 3, "decision": "drop"}',
         '{"id": "a", "decision": "edit"}',
+        '{"id": "a", "decision": "keep", "findings": "private.key"}',
         '{"id": "a", "decision": "edit", "changed": {"source": "x"}}',
         "[]",
         "nonsense",
@@ -172,6 +174,21 @@ def test_decisions_survive_a_new_audit_and_are_not_asked_again(tmp_path: Path) -
     (change,) = steps["edited"]["steps"][0]["changes"]
     old, new = raw[2]["chosen"], edited.chosen
     assert old[: change["before"][0]] + new[slice(*change["after"])] + old[change["before"][1] :] == new
+
+
+def test_what_a_person_kept_is_not_redacted_for_what_they_saw(tmp_path: Path) -> None:
+    file, decisions = rows_to(tmp_path / "p.jsonl", flagged_rows(3)), tmp_path / "d.jsonl"
+    store = PairStore.collect([file], tmp_path)
+    audit = audit_pairs(store, only=["private"])
+    review(flagged_pairs(audit.findings, audit.flags(store), store), decisions, Keys("kq"))
+    append_decision(decisions, Decision(store[1].id, "keep", findings=["length.longer_wins"]))
+    assert read_decisions(decisions)[store[0].id].findings == ["private.email"]
+    settings = Settings(balance="none", heldout=0, near=0, decisions=decisions)
+    for private, expected in (("redact", [MAIL, MAIL.replace("ann@example.com", "[EMAIL]")]), ("drop", [MAIL, None])):
+        curate_pairs([file], tmp_path / private, replace(settings, private=private))
+        left = {row["row"]: row["chosen"] for row in lines(tmp_path / private / "train.jsonl")}
+        for row, text in enumerate(expected, start=1):
+            assert left[row].endswith(text) if text else row not in left
 
 
 def test_what_is_asked_about(tmp_path: Path) -> None:

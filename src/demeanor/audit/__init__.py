@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from demeanor.pairs import PairStore
 from demeanor.progress import Progress
 from demeanor.records import SEVERITIES, Example, Finding, PreferencePair
 
-__all__ = ["CHECKS", "Audit", "Scope", "audit_pairs", "chosen_checks"]
+__all__ = ["CHECKS", "Audit", "Scope", "audit_pairs", "chosen_checks", "prepared"]
 
 BLOCK = 500  # pairs that are looked at in one go; fewer where they are long (pairs.store.BLOCK_BYTES)
 NUM_EXAMPLES = 5
@@ -67,6 +68,7 @@ def audit_pairs(
     *,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    kept: Mapping[str, Collection[str]] | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Audit:
@@ -76,18 +78,22 @@ def audit_pairs(
         scope: the model, the contract and the files that some checks need; a check says what it could not do.
         only: names of the checks to run; all by default.
         skip: names of checks not to run.
+        kept: id of a pair that a person looked at and kept -> the findings, check.kind, that it was kept for; none
+            named: for all. It counts in them no more, and is told in a number.
         workers: processes; by default one a core, and none beside this one for a small set.
 
     Raises:
-        InputError: a check or a limit that does not exist.
+        InputError: see `prepared`.
     """
-    scope, progress = scope or Scope(), progress or Progress()
-    checks = chosen_checks(only, skip)
-    limits = limits_of(CHECKS, {**(scope.contract.audit if scope.contract else {}), **scope.limits})
-    scope = Scope(**{**vars(scope), "limits": limits})
+    progress, kept = progress or Progress(), kept or {}
+    checks, scope = prepared(scope or Scope(), only, skip)
+    limits = scope.limits
     looks = list(dict.fromkeys(look for check in checks for look in check.looks))
-    seen = look_at(store, [origins, *looks], scope, progress, workers)
+    kept_look = partial(_kept, frozenset(kept))
+    seen = look_at(store, [origins, *looks, *([kept_look] if kept else [])], scope, progress, workers)
     of = joined(seen.pop(origins))
+    blocks = zip(store.blocks(BLOCK), seen.pop(kept_look, ()), strict=False)  # none where nobody kept any
+    kept_for = {start + at: kept[pair_id] for (start, _), block in blocks for at, pair_id in block}
     findings: list[Finding] = []
     flagged: dict[tuple[str, str], np.ndarray] = {}
     with progress.bar("finding", len(checks)) as advance:
@@ -96,6 +102,8 @@ def audit_pairs(
                 store, scope, seen, limits[check.name], of.sources, of.behaviours, of.source_names, of.behaviour_names
             )
             for found in check.find(context):
+                name = f"{check.name}.{found.kind}"
+                found = _without([place for place, names in kept_for.items() if not names or name in names], found)
                 findings.append(_finding(check, found, store))
                 places = np.unique(np.asarray(found.pairs, dtype=np.int64))
                 key = (check.name, found.kind)
@@ -104,6 +112,22 @@ def audit_pairs(
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: the checks' order within
     num_rows = sum(store.sources.values())
     return Audit(tuple(findings), flagged, len(store), num_rows, tuple(check.name for check in checks))
+
+
+def prepared(scope: Scope, only: Sequence[str] = (), skip: Sequence[str] = ()) -> tuple[list[Check], Scope]:
+    """The checks to run, and the scope with all their limits: what can be refused before the pairs are read, is.
+
+    Raises:
+        InputError: a check or a limit that does not exist, a limit out of its bounds, or what a check reads beside the
+            pairs cannot be read.
+    """
+    checks = chosen_checks(only, skip)
+    limits = limits_of(CHECKS, {**(scope.contract.audit if scope.contract else {}), **scope.limits})
+    scope = replace(scope, limits=limits)
+    for check in checks:
+        if check.ready is not None:
+            check.ready(scope)
+    return checks, scope
 
 
 def chosen_checks(only: Sequence[str], skip: Sequence[str]) -> list[Check]:
@@ -175,6 +199,25 @@ def _look_at_block(store: PairStore, looks: Sequence[Look], scope: Scope, start:
 def _num_cores() -> int:
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _kept(ids: Set[str], pairs: Sequence[PreferencePair], scope: Scope) -> list[tuple[int, str]]:
+    """(place in the block, id) of the pairs that a person kept."""
+    return [(place, pair.id) for place, pair in enumerate(pairs) if pair.id in ids]
+
+
+def _without(kept: Sequence[int], found: Found) -> Found:
+    """The finding without the kept pairs; when no other shows it, it is only something to know."""
+    pairs = np.asarray(found.pairs, dtype=np.int64)
+    left = pairs[~np.isin(pairs, kept)]  # in the check's order
+    num_kept = len(np.unique(pairs)) - len(np.unique(left))
+    if not num_kept:
+        return found
+    severity = found.severity if len(left) else "informs"
+    if severity == "blocks" and found.blocking is not None and np.isin(found.blocking, kept).all():
+        severity = "warns"
+    what, details = f"{found.what}; {num_kept:,} kept by decision", {**found.details, "kept": num_kept}
+    return replace(found, severity=severity, what=what, pairs=left, details=details)
 
 
 def _finding(check: Check, found: Found, store: PairStore) -> Finding:

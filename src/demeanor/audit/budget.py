@@ -235,4 +235,5 @@ CHECK = Check(
         "max_cut": (0.05, "share of the prompts that may lose turns"),
         "tflops": (100, "10^12 floating-point operations a second that the machine sustains"),
     },
+    bounds={"tflops": (0, math.inf)},
 )

@@ -7,6 +7,7 @@ texts; its `find` reads those of all blocks, in the order of the pairs, and says
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,7 @@ class Found:
     """A finding in the making; `pairs` are the places in the store of all the pairs that show it (see `Finding`).
 
     `notes` says in a few words what is wrong with the pair at a place; without it an example shows its prompt.
+    Where the finding blocks because of some of its pairs alone, these are `blocking`.
     """
 
     kind: str
@@ -91,6 +93,7 @@ class Found:
     remedy: str
     group: str = ""
     pairs: Sequence[int] | np.ndarray = ()
+    blocking: np.ndarray | None = None
     notes: Mapping[int, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     num_pairs: int | None = None  # where more rows show it than there are pairs to point at (dropped ones)
@@ -98,21 +101,28 @@ class Found:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is looked for. `limits` maps a limit's name to (default, what it bounds)."""
+    """One thing that is looked for. `limits` maps a limit's name to (default, what it bounds).
+
+    `bounds`: (above, up to) of the limits that cannot be any number. `ready` reads what the check needs beside the
+    pairs, before these are read; it raises InputError.
+    """
 
     name: str
     about: str
     find: Callable[[Context], Iterable[Found]]
     looks: tuple[Look, ...] = ()
     limits: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ready: Callable[[Scope], None] | None = None
 
 
-def limits_of(checks: Iterable[Check], given: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def limits_of(checks: Sequence[Check], given: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """The limits of all checks, those that are `given` first.
 
     Raises:
-        InputError: a check or a limit that does not exist.
+        InputError: a check or a limit that does not exist, or a limit out of its bounds.
     """
+    bounds = {check.name: check.bounds for check in checks}
     known = {check.name: {name: value for name, (value, _) in check.limits.items()} for check in checks}
     for check, limits in given.items():
         if check not in known:
@@ -121,5 +131,10 @@ def limits_of(checks: Iterable[Check], given: Mapping[str, Mapping[str, float]])
             if name not in known[check]:
                 remedy = f"it has {', '.join(known[check])}" if known[check] else "it has none"
                 raise InputError(f"no limit {name!r}", where=f"audit.{check}", remedy=remedy)
+            above, most = bounds[check].get(name, (-math.inf, math.inf))
+            if not above < value <= most:  # so is what is not a number
+                within = [f" above {above:g}"] * (above > -math.inf) + [f" up to {most:g}"] * (most < math.inf)
+                remedy = f"give a number{' and'.join(within)}"
+                raise InputError(f"cannot be {value:g}", where=f"audit.{check}.{name}", remedy=remedy)
             known[check][name] = value
     return known

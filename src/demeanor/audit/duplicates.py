@@ -153,4 +153,5 @@ CHECK = Check(
         "max_repeated": (0.01, "share of pairs that may repeat an earlier one"),
         "max_both_ways": (0.05, "share of pairs whose chosen reply may lose under another prompt"),
     },
+    bounds={"near": (0, 1), "near_prompts": (0, 1)},
 )

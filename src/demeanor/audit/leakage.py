@@ -56,6 +56,11 @@ def overlaps(pairs: Sequence[PreferencePair], scope: Scope) -> dict[str, Any]:
     return {"pairs": held, "prompts": np.flatnonzero(prompts)}
 
 
+def _ready(scope: Scope) -> None:
+    if files := tuple(asked_files(scope)):
+        read_asked(files)
+
+
 def _find(context: Context) -> Iterable[Found]:
     files = tuple(asked_files(context.scope))
     if not files or not len(context.store):
@@ -140,4 +145,6 @@ CHECK = Check(
             "share of a file's prompts that the pairs may hold nearly; most are other questions of one form",
         ),
     },
+    bounds={"near": (0, 1)},
+    ready=_ready,
 )

@@ -1,8 +1,9 @@
 """Private data and secrets: a model that is trained on them may say them to anybody.
 
 What has a check digit is checked: cards by Luhn (ISO/IEC 7812-1), IBAN by mod 97 and the country's length (ISO 13616).
-Keys are known by their makers' prefixes, by what they are assigned to, or by their entropy. Every pattern reads a text
-in linear time. Persons' names need a language model: Presidio (`pip install demeanor[privacy]`), where it is asked for.
+Keys are known by their makers' prefixes, by what they are assigned to, or by their entropy; a password of letters only
+where it is written as code writes one. Every pattern reads a text in linear time. Persons' names need a language model:
+Presidio (`pip install demeanor[privacy]`) with spaCy's `PRESIDIO_MODEL`, where it is asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from demeanor.audit.check import Check, Context, Found, Scope
+from demeanor.errors import InputError, one_line
 from demeanor.records import Estimate, PreferencePair
 from demeanor.statistics import estimate_share
 
@@ -37,6 +39,8 @@ KINDS = {  # the kinds of private data, the gravest first: where two overlap, th
 }
 SECRETS = ("private_key", "key", "card", "iban", "ssn")
 Span = tuple[str, int, int]  # kind, start, end
+Finder = Callable[[str], Iterator[tuple[int, int]]]
+PRESIDIO_MODEL = "en_core_web_lg"  # the one that its analyzer for English takes when it is told nothing
 
 _EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
 _LINK = re.compile(r"(?:https?://|www\.)[^\s<>\"')\]}’”]{3,2000}", re.IGNORECASE)
@@ -69,13 +73,18 @@ _PHONE = re.compile(
     r"|1?\([2-9]\d\d\)\d{3}[ .-]?\d{4}"
     r"|(?:1-)?8(?:00|88|77|66|55|44|33)-[A-Z0-9]{3,4}-?[A-Z0-9]{3,4}"  # 1-800-FLOWERS
     r"|0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,4}"  # 020 7946 0958, 07700 900123
+    r"|07[1-9]\d{8}"  # 07700900123
     r")(?![\w]|[-.,/]\d)"
 )
-_SAID_PHONE = re.compile(  # a number that is called one
+_CALLED = (
     r"\b(?:phone|call|telephone|tel|mobile|cell|fax|whatsapp|hotline)(?: (?:number|me|us|them|him|her))?"
-    r"(?: is| at|:|\.)?:? ?(\(?\d(?:[ ().-]{0,2}\d){6,14})(?![\w]|[.,]\d)",
-    re.IGNORECASE,
+    r"(?: is| at|:|\.)?:? ?"
 )
+_SAID_PHONE = re.compile(  # a number that is called one
+    _CALLED + r"(\(?\d(?:[ ().-]{0,2}\d){6,14})(?![\w]|[.,]\d)", re.IGNORECASE
+)
+_BEFORE_PHONE = re.compile(rf"(?:\+|{_CALLED})$", re.IGNORECASE)
+_LONGEST_PHONE = 15  # digits (ITU-T E.164)
 _IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{1,4}(?![\w:]|\.\w)")
 _VERSION = re.compile(r"(?:version|firmware|release|build|section|v|§)\.? ?$", re.IGNORECASE)
@@ -83,7 +92,7 @@ _BEGIN_KEY = re.compile(r"-----BEGIN [A-Z ]{0,24}PRIVATE KEY(?: BLOCK)?-----")
 _END_KEY = re.compile(r"-----END [A-Z ]{0,24}PRIVATE KEY(?: BLOCK)?-----")
 _PREFIXED_KEY = re.compile(
     r"(?<![\w-])(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[opusr]_[A-Za-z0-9]{36,255}|github_pat_\w{22,255}"
-    r"|sk-(?:ant-|proj-|or-)?(?=[\w-]{0,40}\d)[A-Za-z0-9_-]{20,255}|(?:sk|rk|pk)_(?:live|test)_[0-9A-Za-z]{16,255}"
+    r"|sk-(?:ant-|proj-|or-)?(?:(?=[\w-]{0,40}\d)[A-Za-z0-9_-]{20,255}|[A-Za-z]{20,255}(?!-))|(?:sk|rk|pk)_(?:live|test)_[0-9A-Za-z]{16,255}"
     r"|xox[abeprs]-[0-9A-Za-z-]{10,255}|AIza[0-9A-Za-z_-]{35}|ya29\.[\w-]{20,255}|glpat-[\w-]{20,64}|hf_[A-Za-z0-9]{30,64}"
     r"|npm_[A-Za-z0-9]{36}|pypi-[\w-]{40,255}|SG\.[\w-]{16,64}\.[\w-]{16,64}|dop_v1_[a-f0-9]{64}"
     r"|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,2000}\.[\w-]{5,2000})(?![\w])"
@@ -93,16 +102,34 @@ _ASSIGNED = re.compile(
     r"\"?'?(?: ?[:=] ?| is )[\"'`]?([^\s\"'`,;<>]{8,200})",
     re.IGNORECASE,
 )
+_PASSWORD = re.compile(  # of letters only: "pwd": "letmein", password=letmein
+    r"(?:passw(?:or)?d|pwd)(?:[\"']? ?(?:=>|[:=]) ?([\"'])(?P<quoted>[^\s\"'`]{6,64})\1"
+    r"|=(?P<bare>[^\s\"'`,;:&()\[\].!?]{6,64})(?=[.!?]?(?:[\s;&]|$)))",
+    re.IGNORECASE,
+)
+_LISTED_PASSWORD = re.compile(  # alone on its line, beneath another key: `user: bob`, `password: letmein`
+    r"^[ \t]{0,20}[\w.-]{1,40} ?[:=] ?[^\s:=]{1,100}\n[ \t]{0,20}[\w.-]{0,30}(?:passw(?:or)?d|pwd) ?[:=] ?"
+    r"([^\s\"'`]{6,64})$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NO_PASSWORD = re.compile(  # what stands for one in examples, forms and code
+    r"passw|pwd|your|user|input|value|field|example|placeholder|redacted|hidden|required|invalid|incorrect|optional|string"
+    r"|varchar|config|crypt|hash|token|null|none|true|false|undefined|changeme|^secret|^(.)\1*$|\*\*|\.\.|[{}$%<>()\[\]]|[?!:,;]$",
+    re.IGNORECASE,
+)
 _IN_LINK = re.compile(r"(?<=://)[^\s/:@]{1,64}:[^\s/:@]{3,64}(?=@)")  # user:password@
 _DENSE = re.compile(r"(?<![\w+/=.-])[A-Za-z0-9+/_=-]{32,200}(?![\w+/=-])")
 _MIN_ENTROPY = 4.2  # bits a character; English words run together have less
 
 
-def find_private(text: str) -> list[Span]:
-    """Private data in a text as (kind, start, end), in order, none overlapping; the kinds are `KINDS`. O(len(text))."""
+def find_private(text: str, persons: Finder | None = None) -> list[Span]:
+    """Private data in a text as (kind, start, end), in order, none overlapping; the kinds are `KINDS`. O(len(text)).
+
+    Persons are found by `persons` alone (`persons_finder`).
+    """
     found: list[Span] = []
     taken = bytearray(len(text))
-    for kind, finder in _FINDERS:
+    for kind, finder in (*_FINDERS, *([("person", persons)] if persons else [])):
         for start, end in finder(text):
             if not any(taken[start:end]):
                 taken[start:end] = b"\x01" * (end - start)
@@ -125,6 +152,8 @@ def _cards(text: str) -> Iterator[tuple[int, int]]:
     for match in _CARD.finditer(text):
         digits = re.sub(r"\D", "", match[0])
         known = any(prefix.match(digits) and len(digits) in lengths for prefix, lengths in _CARD_LENGTHS)
+        if digits == match[0] and len(digits) <= _LONGEST_PHONE:  # one in ten of all numbers passes Luhn's test
+            known &= not _BEFORE_PHONE.search(text, max(0, match.start() - 40), match.start())
         if known and len(set(digits)) > 1 and _luhn(digits):
             yield match.span()
 
@@ -185,6 +214,11 @@ def _keys(text: str) -> Iterator[tuple[int, int]]:
         value = match[1].rstrip(".!?)")
         if _has(value, str.isdigit) and _has(value, str.isalpha) and _entropy(value) >= 2.5:
             yield match.start(1), match.start(1) + len(value)
+    for pattern in (_PASSWORD, _LISTED_PASSWORD):
+        for match in pattern.finditer(text):
+            group = match.lastgroup or 1
+            if not _NO_PASSWORD.search(match[group]):
+                yield match.span(group)
     for match in _DENSE.finditer(text):
         value = match[0]
         mixed = all(_has(value, of_kind) for of_kind in (str.isdigit, str.islower, str.isupper))
@@ -201,12 +235,12 @@ def _entropy(text: str) -> float:
     return -sum(n / len(text) * math.log2(n / len(text)) for n in Counter(text).values())
 
 
-def _with_digits(finder: Callable[[str], Iterator[tuple[int, int]]]) -> Callable[[str], Iterator[tuple[int, int]]]:
+def _with_digits(finder: Finder) -> Finder:
     return lambda text: finder(text) if _DIGITS.search(text) else iter(())
 
 
 _DIGITS = re.compile(r"\d\D{0,3}\d\D{0,3}\d")
-_FINDERS: tuple[tuple[str, Callable[[str], Iterator[tuple[int, int]]]], ...] = (
+_FINDERS: tuple[tuple[str, Finder], ...] = (
     ("private_key", _private_keys),
     ("key", _keys),
     ("card", _with_digits(_cards)),
@@ -227,30 +261,68 @@ def sides_of(pair: PreferencePair) -> tuple[str, str, str]:
 
 def _look(pairs: Sequence[PreferencePair], scope: Scope) -> np.ndarray:
     """[pairs, sides] uint16: a bit for each kind that is there."""
-    more = _presidio() if scope.limits["private"]["presidio"] else None
+    persons = _presidio() if scope.limits["private"]["presidio"] else None
     marks = np.zeros((len(pairs), len(SIDES)), np.uint16)
     for number, pair in enumerate(pairs):
         for side, text in enumerate(sides_of(pair)):
-            for kind, _, _ in find_private(text):
+            for kind, _, _ in find_private(text, persons):
                 marks[number, side] |= _BITS[kind]
-            if more is not None and more(text):
-                marks[number, side] |= _BITS["person"]
     return marks
 
 
+def persons_finder() -> Finder:
+    """Where a text names persons.
+
+    Raises:
+        InputError: Presidio or its language model is not installed, or does not start.
+    """
+    finder = _presidio()
+    if finder is None:
+        remedy = f"{_INSTALL} && {_DOWNLOAD}, or leave out the kind `person`"
+        raise InputError("is not installed, and persons' names are looked for by it", where="Presidio", remedy=remedy)
+    return finder
+
+
 @functools.cache
-def _presidio() -> Callable[[str], bool] | None:
-    """Does a text name a person, by Presidio's analyzer for English? None where it is not installed."""
+def _presidio() -> Finder | None:
+    """Persons' names by Presidio's analyzer for English. None where it is not installed.
+
+    Raises:
+        InputError: its language model is not installed, or it does not start.
+    """
     if find_spec("presidio_analyzer") is None:
         return None
-    from presidio_analyzer import AnalyzerEngine
+    if find_spec(PRESIDIO_MODEL) is None:  # spaCy would download it now, or end the process
+        raise InputError(f"its language model {PRESIDIO_MODEL} is not installed", where="Presidio", remedy=_DOWNLOAD)
+    try:
+        from presidio_analyzer import AnalyzerEngine
 
-    engine: Any = AnalyzerEngine()
-    return lambda text: bool(engine.analyze(text=text, language="en", entities=["PERSON"], score_threshold=0.6))
+        engine: Any = AnalyzerEngine()
+    except (Exception, SystemExit) as error:  # spaCy's commands end the process where they fail
+        what = f"does not start: {type(error).__name__}: {one_line(error, 160)}"
+        raise InputError(what, where="Presidio", remedy=f"{_INSTALL} && {_DOWNLOAD}") from None
+
+    def find(text: str) -> Iterator[tuple[int, int]]:
+        for begin in range(0, len(text), _MAX_READ):
+            piece = text[begin : begin + _MAX_READ]
+            for result in engine.analyze(text=piece, language="en", entities=["PERSON"], score_threshold=0.6):
+                yield begin + result.start, begin + result.end
+
+    return find
+
+
+_INSTALL, _DOWNLOAD = "pip install 'demeanor[privacy]'", f"python -m spacy download {PRESIDIO_MODEL}"
+_MAX_READ = 500_000  # characters; spaCy refuses texts of a million
+
+
+def _ready(scope: Scope) -> None:
+    if scope.limits["private"]["presidio"]:
+        _presidio()
 
 
 def _find(context: Context) -> Iterable[Found]:
     marks, confidence = context.column(_look), context.scope.confidence
+    persons = _presidio() if context.limits["presidio"] else None
     for kind, words in KINDS.items():
         there = (marks & _BITS[kind]) != 0 if len(marks) else np.zeros((0, len(SIDES)), bool)
         places = np.flatnonzero(there.any(1))
@@ -266,17 +338,18 @@ def _find(context: Context) -> Iterable[Found]:
             estimate=estimate_share(len(places), len(marks), confidence),
             remedy=_REMEDIES.get(kind, "replace them by a placeholder (demeanor curate does), or take out the pairs"),
             pairs=places,
-            notes={int(place): _note(context.store[int(place)], kind, there[place]) for place in places[:5]},
+            blocking=np.flatnonzero(there[:, SIDES.index("chosen")]),
+            notes={int(place): _note(context.store[int(place)], kind, there[place], persons) for place in places[:5]},
             details=counts,
         )
-    if context.limits["presidio"] and _presidio() is None:
+    if context.limits["presidio"] and persons is None:
         yield Found(
             kind="presidio_missing",
             severity="informs",
             what="persons' names were not looked for: Presidio is not installed",
             measure="pairs that Presidio read",
             estimate=Estimate(None, None, None, 0, len(marks)),
-            remedy="pip install 'demeanor[privacy]', or leave audit.private.presidio at 0",
+            remedy=f"{_INSTALL} && {_DOWNLOAD}, or leave audit.private.presidio at 0",
         )
 
 
@@ -293,12 +366,12 @@ def _severity(kind: str, num_chosen: int) -> str:
     return "informs" if kind in ("link", "person") else "warns"
 
 
-def _note(pair: PreferencePair, kind: str, there: np.ndarray) -> str:
+def _note(pair: PreferencePair, kind: str, there: np.ndarray, persons: Finder | None) -> str:
     """Where it stands, and how it begins: enough to find it, too little to use it."""
     parts = []
     for side, text, is_there in zip(SIDES, sides_of(pair), there, strict=True):
         if is_there:
-            begins = [text[start : start + 3] for found, start, _ in find_private(text) if found == kind]
+            begins = [text[start : start + 3] for found, start, _ in find_private(text, persons) if found == kind]
             parts.append(f"{side}: " + ", ".join(f"{begin}..." for begin in begins[:3]))
     return "; ".join(parts)
 
@@ -308,5 +381,6 @@ CHECK = Check(
     about="private data and secrets: addresses, numbers, keys, links",
     find=_find,
     looks=(_look,),
-    limits={"presidio": (0, "1: also look for persons' names with Presidio (pip install 'demeanor[privacy]')")},
+    ready=_ready,
+    limits={"presidio": (0, f"1: also look for persons' names with Presidio ({_INSTALL} && {_DOWNLOAD})")},
 )

@@ -56,11 +56,12 @@ def command(
       demeanor audit pairs.jsonl --model Qwen/Qwen3-0.6B
     """
     import tempfile
+    from dataclasses import replace
     from functools import partial
 
-    from demeanor.audit import CHECKS, Scope, audit_pairs, chosen_checks
+    from demeanor.audit import CHECKS, Scope, audit_pairs, chosen_checks, prepared
     from demeanor.cli.console import print_json
-    from demeanor.curate.decisions import read_decisions
+    from demeanor.curate.decisions import kept_for, read_decisions
     from demeanor.curate.mend import decided
     from demeanor.errors import InputError
     from demeanor.measure.margins import pair_margins
@@ -82,15 +83,17 @@ def command(
     named = list(sources or (promised.data.pairs if promised else ()))
     if not named:
         raise InputError("no pairs were named", remedy="demeanor audit pairs.jsonl, or --contract contract.yaml")
+    _, scope = prepared(Scope(promised, None, tuple(heldout or ()), tuple(benchmark or ())), only or (), skip or ())
     found = find_model(model) if model else find_model(promised.model, revision=promised.revision) if promised else None
     asked = partial(pair_margins, found, promised) if found else None
-    scope = Scope(promised, found, tuple(heldout or ()), tuple(benchmark or ()), margins=asked)
+    scope = replace(scope, model=found, margins=asked)
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         files = [common.pairs_file(name) for name in named]
         store = PairStore.collect(files, Path(folder), split=split, limit=limit, progress=progress)
         if known is not None:
             store = decided(store, known, progress)
-        audit = audit_pairs(store, scope, only=only or (), skip=skip or (), progress=progress)
+        kept = kept_for(known or {})
+        audit = audit_pairs(store, scope, only=only or (), skip=skip or (), kept=kept, progress=progress)
         workspace = write_findings(audit, store, out, scope.confidence)
     if as_json:
         print_json(audit.to_json())
@@ -151,7 +154,8 @@ def print_table(audit: Audit) -> None:
         check = escape(finding.check) + (f"\n[dim]{escape(finding.group)}[/dim]" if finding.group else "")
         lines = [finding.what, f"{finding.measure}: {' '.join(estimate_words(finding.estimate))}"]
         if finding.severity == "informs":
-            known.add_row(f"[{colour}]{check}[/{colour}]", f"{escape(lines[0])} [dim]({escape(lines[1])})[/dim]")
+            told = f"{escape(lines[0])} [dim]({escape(lines[1])}) {escape(finding.remedy)}[/dim]"
+            known.add_row(f"[{colour}]{check}[/{colour}]", told)
             continue
         rows = ", ".join(str(example.row) for example in finding.examples)
         lines += [f"rows {rows}{', ...' if finding.num_pairs > len(finding.examples) else ''}"] if rows else []

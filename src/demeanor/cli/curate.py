@@ -21,7 +21,7 @@ def command(
         str, typer.Option(help="Private data: redact ([EMAIL] in its place), drop the pairs, or keep it.")
     ] = "redact",
     kind: Annotated[
-        list[str] | None, typer.Option(help="A kind of private data to look for; by default all but links.")
+        list[str] | None, typer.Option(help="A kind of private data to look for; by default all but link and person.")
     ] = None,
     conflicts: Annotated[
         str, typer.Option(help="A over B and B over A: resolve (the better supported side stays), drop both, or keep.")

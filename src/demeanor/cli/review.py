@@ -50,8 +50,9 @@ def command(
       demeanor review pairs.jsonl && demeanor curate pairs.jsonl --decisions decisions.jsonl --out curated
     """
     import tempfile
+    from dataclasses import replace
 
-    from demeanor.audit import Scope, audit_pairs
+    from demeanor.audit import Scope, audit_pairs, prepared
     from demeanor.curate.decisions import read_decisions
     from demeanor.curate.mend import decided
     from demeanor.curate.review import checks_of, flagged_pairs, found_before, review
@@ -69,7 +70,8 @@ def command(
     checks = checks_of(names)
     before = found_before(findings) if findings else None
     promised = common.contract_given(contract, settings)
-    scope = Scope(promised, find_model(model) if model else None)
+    scope = Scope(promised) if before else prepared(Scope(promised), checks)[1]
+    scope = replace(scope, model=find_model(model) if model else None)
     known = read_decisions(decisions) if decisions.exists() else {}
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         files = [common.pairs_file(name) for name in sources]

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from demeanor.audit.private import persons_finder
 from demeanor.curate.by_prompt import split_pairs
 from demeanor.curate.decisions import decisions_in_words
 from demeanor.curate.lists import loss_weights, one_of_each_list
@@ -93,10 +94,12 @@ def curate_pairs(
     Raises:
         PairsError: a source cannot be read, or no pair is left on a side that should have some.
         RunFolderError: `out` cannot be written, or holds something else, or a source.
-        InputError: the decisions cannot be read.
+        InputError: the decisions cannot be read, or persons are to be found and Presidio is not there.
     """
     settings, progress = settings or Settings(), progress or Progress()
     decisions = settings.read_decisions()
+    if settings.private != "keep" and "person" in settings.kinds:
+        persons_finder()  # before the pairs are read
     Workspace(out).check_curated(sources)  # before the work, not after it
     with tempfile.TemporaryDirectory(prefix="demeanor-") as folder:
         store = PairStore.collect(sources, Path(folder), split=split, limit=limit, progress=progress)

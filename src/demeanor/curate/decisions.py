@@ -29,11 +29,19 @@ EDITED = ("prompt", "chosen", "rejected")  # what an edit may change; of the pro
 
 @dataclass(frozen=True, slots=True)
 class Decision(Record):
-    """What a person decided about the pair `id`; `changed` are the new texts of an edit, by their names in EDITED."""
+    """What a person decided about the pair `id`; `changed` are the new texts of an edit, by their names in EDITED.
+
+    `findings` are those of the audit, check.kind, for which the person was asked; none named: whatever is found.
+    """
 
     id: str
     decision: str  # one of DECISIONS
     changed: dict[str, str] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+
+    def keeps(self, finding: str) -> bool:
+        """Did the person see this finding, and keep the pair as it is?"""
+        return self.decision == KEEP and (not self.findings or finding in self.findings)
 
     def apply(self, pair: PreferencePair) -> PreferencePair:
         """The pair as it was decided; not for DROP."""
@@ -111,6 +119,11 @@ def append_decision(file: Path, decision: Decision) -> None:
         ) from None
 
 
+def kept_for(decisions: Mapping[str, Decision]) -> dict[str, list[str]]:
+    """What an audit must know (`audit_pairs`): id of a kept pair -> the findings that it was kept for."""
+    return {name: decision.findings for name, decision in decisions.items() if decision.decision == KEEP}
+
+
 def decisions_in_words(decisions: Mapping[str, Decision], used: Mapping[str, int]) -> str:
     """One line: what the decisions did to the pairs, and how many are about none of them."""
     words = {KEEP: "kept", DROP: "dropped", SWAP: "swapped", EDIT: "edited"}
@@ -142,7 +155,7 @@ def _decision_of(said: Any) -> Decision:
     if not isinstance(said, dict):
         raise _NoDecision("not a JSON object")
     if strange := sorted(said.keys() - {item.name for item in fields(Decision)}):
-        raise _NoDecision(f"no key is called {strange[0]!r}; there are id, decision and changed")
+        raise _NoDecision(f"no key is called {strange[0]!r}; there are id, decision, changed and findings")
     if not isinstance(said.get("id"), str):
         raise _NoDecision("`id` must be that of a pair")
     if said.get("decision") not in DECISIONS:
@@ -152,4 +165,7 @@ def _decision_of(said: Any) -> Decision:
         raise _NoDecision(f"`changed` takes texts by the names {', '.join(EDITED)}")
     if said["decision"] == EDIT and not changed:
         raise _NoDecision("an edit needs `changed`")
+    findings = said.get("findings", [])
+    if not isinstance(findings, list) or not all(isinstance(name, str) for name in findings):
+        raise _NoDecision("`findings` takes a list of names")
     return Decision.from_json(said)

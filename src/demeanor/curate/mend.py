@@ -118,8 +118,9 @@ def _mend(
                 steps.append(
                     Step("swapped") if decision.decision == SWAP else Step("edited", tuple(edits(pair, mended)))
                 )
-        if kinds and not reason:
-            mended, changes = redact_pair(mended, kinds)
+        own = kinds if decision is None else frozenset(kind for kind in kinds if not decision.keeps(f"private.{kind}"))
+        if own and not reason:
+            mended, changes = redact_pair(mended, own)
             if changes:
                 steps.append(Step("redacted", tuple(changes)))
                 reason = PRIVATE if private == "drop" else ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from demeanor.audit.private import KINDS, find_private
+from demeanor.audit.private import KINDS, find_private, persons_finder
 from demeanor.curate.decisions import remade
 from demeanor.records import PreferencePair, Record
 
-REDACTED_KINDS = tuple(kind for kind in KINDS if kind != "link")  # a link is nobody's secret; the audit shows links
+# by default: a link is nobody's secret (the audit shows links), and persons need Presidio
+REDACTED_KINDS = tuple(kind for kind in KINDS if kind not in ("link", "person"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,15 @@ class Change(Record):
 
 
 def redact(text: str, kinds: Collection[str], field: str = "") -> tuple[str, list[Change]]:
-    """The text without private data of these kinds, and what was changed."""
+    """The text without private data of these kinds, and what was changed.
+
+    Raises:
+        InputError: persons are asked for, and Presidio is not there.
+    """
     parts: list[str] = []
     changes: list[Change] = []
     place = length = 0
-    for kind, start, end in find_private(text):
+    for kind, start, end in find_private(text, persons_finder() if "person" in kinds else None):
         if kind in kinds:
             placeholder = f"[{kind.upper()}]"
             parts += [text[place:start], placeholder]

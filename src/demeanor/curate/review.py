@@ -132,7 +132,7 @@ def review(items: Sequence[Flagged], file: Path, screen: Screen) -> Counter[str]
             elif key == "n":
                 taken.append(None)
                 break
-            elif (decision := _decision(key, item.pair, screen)) is not None:
+            elif (decision := _decision(key, item, screen)) is not None:
                 append_decision(file, decision)
                 taken.append(decision)
                 break
@@ -140,13 +140,14 @@ def review(items: Sequence[Flagged], file: Path, screen: Screen) -> Counter[str]
     return _standing(taken)
 
 
-def _decision(key: str, pair: PreferencePair, screen: Screen) -> Decision | None:
+def _decision(key: str, item: Flagged, screen: Screen) -> Decision | None:
+    pair, findings = item.pair, [name for _, name, _ in item.found]
     if key in KEYS:
-        return Decision(pair.id, KEYS[key])
+        return Decision(pair.id, KEYS[key], findings=findings)
     if key != "e":
         screen.say("k keep, d drop, s swap, e edit, n next, u undo, q quit")
         return None
-    decision = Decision(pair.id, EDIT, screen.edit(pair))
+    decision = Decision(pair.id, EDIT, screen.edit(pair), findings)
     if not decision.changed:
         screen.say("nothing was changed")
         return None

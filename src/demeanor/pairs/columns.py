@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from demeanor.pairs.reasons import BAD_CONFIDENCE, Unusable
+from demeanor.pairs.reasons import BAD_CONFIDENCE, NOT_UNICODE, Unusable
 
 ALIASES = {
     "prompt": ("question", "query", "input"),
@@ -62,11 +62,20 @@ def ambiguity(row: Mapping[Any, Any]) -> str | None:
 
 
 def read_label(row: Mapping[str, Any], name: str) -> str | None:
-    """The behaviour, attack, annotator or cluster that a canonical row names; a list or a table of flags names none."""
+    """The behaviour, attack, annotator or cluster that a canonical row names; a list or a table of flags names none.
+
+    Raises:
+        Unusable: it holds half of a surrogate pair, which no file of ours can.
+    """
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
-    return str(value).strip() or None
+    text = str(value).strip()
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Unusable(NOT_UNICODE) from None
+    return text or None
 
 
 def read_confidence(row: Mapping[str, Any]) -> float | None:
@@ -80,7 +89,7 @@ def read_confidence(row: Mapping[str, Any]) -> float | None:
         return None
     try:
         number = math.inf if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Unusable(BAD_CONFIDENCE) from None
     if math.isnan(number) and isinstance(value, float):  # how a table writes a missing number
         return None

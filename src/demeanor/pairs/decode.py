@@ -105,6 +105,9 @@ def _read_parquet(stream: Any, where: str) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError) as error:
         what = f"is damaged after {num_rows:,} rows, or no Parquet: {one_line(error, 120)}"
         raise PairsError(what, where=where, remedy="fetch it again") from None
+    except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a date beyond the calendar
+        what = f"holds a value that cannot be read, after {num_rows:,} rows: {one_line(error, 120)}"
+        raise PairsError(what, where=where, remedy="write the file again from its origin") from None
 
 
 def _lines(stream: Any, where: str) -> Iterator[str]:
