@@ -96,6 +96,7 @@ def audit_pairs(
                 store, scope, seen, limits[check.name], of.sources, of.behaviours, of.source_names, of.behaviour_names
             )
             for found in check.find(context):
+                assert found.kind in check.kinds, f"{check.name} does not name its kind {found.kind}"
                 findings.append(_finding(check, found, store))
                 places = np.unique(np.asarray(found.pairs, dtype=np.int64))
                 key = (check.name, found.kind)

@@ -98,10 +98,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is looked for. `limits` maps a limit's name to (default, what it bounds)."""
+    """One thing that is looked for. `kinds` are all that its findings can be of, `limits` maps a limit's name to
+    (default, what it bounds)."""
 
     name: str
     about: str
+    kinds: tuple[str, ...]
     find: Callable[[Context], Iterable[Found]]
     looks: tuple[Look, ...] = ()
     limits: Mapping[str, tuple[float, str]] = field(default_factory=dict)

@@ -306,6 +306,7 @@ def _note(pair: PreferencePair, kind: str, there: np.ndarray) -> str:
 CHECK = Check(
     name="private",
     about="private data and secrets: addresses, numbers, keys, links",
+    kinds=(*KINDS, "presidio_missing"),
     find=_find,
     looks=(_look,),
     limits={"presidio": (0, "1: also look for persons' names with Presidio (pip install 'demeanor[privacy]')")},
