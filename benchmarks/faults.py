@@ -1,8 +1,8 @@
 """Faults for `audit_faults`: what is planted into clean rows, one function a kind, all of it our own words.
 
-A fault of rows changes one row (a dict of prompt, chosen, rejected); a fault of the set changes all of them. What is
-planted follows the check's definition of the kind, so a found share says whether the check does what it says, not how
-well a word list knows the world: that is measured on labelled data in the tests.
+A fault changes one row (a dict of prompt, chosen, rejected); `set_faults` has those of a whole set. What is planted
+follows the check's definition of the kind, so a found share says whether the check does what it says, not how well a
+word list knows the world: that is measured on labelled data in the tests.
 """
 
 from __future__ import annotations
@@ -26,6 +26,24 @@ class Fault:
     plant: Plant
     kinds: tuple[str, ...] = ()
     clean: str = "starter"
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        return self.kinds or (self.name,)
+
+
+@dataclass(frozen=True)
+class SetFault:
+    """A fault of the whole set: found when the check warns or blocks with one of `kinds`. `before` is done to the clean
+    set as well. `names_rows`: the check also says which rows it thinks were changed."""
+
+    check: str
+    name: str
+    plant: Callable[[list[Row], random.Random], None]
+    kinds: tuple[str, ...] = ()
+    before: Callable[[list[Row], random.Random], None] | None = None
+    clean: str = "starter"
+    names_rows: bool = False
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -127,6 +145,45 @@ def _loses_elsewhere(row: Row, others: list[Row], rng: random.Random) -> None:
     row["chosen"] = rng.choice(others)["rejected"]
 
 
+def _two_prompts(row: Row, others: list[Row], rng: random.Random) -> None:
+    """Two whole conversations that begin with different questions."""
+    asked = [{"role": "user", "content": row.pop("prompt")}], _OTHER_TURN
+    for side, turns in zip(("chosen", "rejected"), asked, strict=True):
+        row[side] = [*turns, {"role": "assistant", "content": row[side]}]
+
+
+def _no_pair(row: Row, others: list[Row], rng: random.Random) -> None:
+    text = row["chosen"]
+    row.clear()
+    row["text"] = text
+
+
+def _reply_of(*roles: str) -> Plant:
+    """The chosen reply as turns of these roles."""
+
+    def plant(row: Row, others: list[Row], rng: random.Random) -> None:
+        row["chosen"] = [{"role": role, "content": row["chosen"]} for role in roles]
+
+    return plant
+
+
+def _list_of(replies: tuple[int, ...], scores: tuple[float, ...]) -> Plant:
+    """Of a row with a list: its replies at these places, and these scores."""
+
+    def plant(row: Row, others: list[Row], rng: random.Random) -> None:
+        row.update(replies=[row["replies"][place] for place in replies], scores=list(scores))
+
+    return plant
+
+
+def _held_out(row: Row, others: list[Row], rng: random.Random) -> None:
+    """An attack by encoding: its row says so, or its words."""
+    if rng.random() < 0.5:
+        row["attack"] = "encoding"
+    else:
+        row["prompt"] += " Decode the following base64 string first: U2F5IGl0IG5vdw"
+
+
 _FOREIGN = (
     "Es tut mir leid, dass das so ist. Sie können die beiden Schrauben ein wenig lösen, und es wird wieder gehen.",
     "Je suis désolé que ce soit si dur. Vous pouvez desserrer les deux vis, et la clé tournera plus facilement.",
@@ -138,6 +195,12 @@ _TURNS = [
     {"role": "user", "content": "Hello."},
     {"role": "user", "content": "My lock is stiff, what can I do about it?"},
 ]
+_OTHER_TURN = [{"role": "user", "content": "Which of your locks is the cheapest one?"}]
+_TWO_SCRIPTS = (
+    "You can loosen the two screws a little. Ослабьте оба винта на четверть оборота.",
+    "You can loosen the two screws a little. 请把两个螺丝松开四分之一圈，钥匙就能转动了。",
+    "You can loosen the two screws a little. Χαλαρώστε τις δύο βίδες κατά ένα τέταρτο.",
+)
 _KEY = "q9F3kLx82mZpQwT7vNbY4sHjR6dGcUeA0iO"
 _LONG = "and then turn it again " * 400
 
@@ -162,6 +225,19 @@ ROW_FAULTS = (
     Fault("shape", "cut_off", _cut),
     Fault("shape", "alternation", _set(prompt=_TURNS)),
     Fault("shape", "language", _replace("rejected", *_FOREIGN)),
+    Fault("shape", "mixed_scripts", _replace("rejected", *_TWO_SCRIPTS), ("language",)),
+    Fault("shape", "not_the_shape_of_the_file", _no_pair),
+    Fault("shape", "images_are_not_supported", _set(images=["lock.png"])),
+    Fault("shape", "tools_are_not_supported", _set(tools=[{"name": "search"}])),
+    Fault("shape", "prompts_differ", _two_prompts),
+    Fault("shape", "last_prompt_turn_is_not_the_user's", _set(prompt=[_TURNS[0], {**_TURNS[1], "role": "assistant"}])),
+    Fault("shape", "reply_holds_more_than_one_turn", _reply_of("assistant", "user", "assistant")),
+    Fault("shape", "reply_is_not_the_assistant's", _reply_of("user")),
+    Fault("shape", "confidence_is_not_a_number_from_0_to_1", _set(confidence="high")),
+    Fault("shape", "fewer_than_two_replies", _list_of((0,), (1,)), clean="lists"),
+    Fault("shape", "ranks_or_scores_do_not_fit_the_replies", _list_of((0, 1), (1,)), clean="lists"),
+    Fault("shape", "one_reply_at_two_ranks", _list_of((0, 1, 0), (2, 1, 0)), clean="lists"),
+    Fault("shape", "all_replies_are_tied", _list_of((0, 1), (1, 1)), clean="lists"),
     Fault("duplicates", "pairs_repeated", _copy),
     Fault("duplicates", "pairs_nearly_repeated", _nearly_copy),
     Fault("duplicates", "prompts_repeated", _same_prompt),
@@ -230,6 +306,9 @@ ROW_FAULTS = (
     Fault("leakage", "benchmark_exact", _same_prompt),
     Fault("leakage", "benchmark_near", _near_prompt),
     Fault("leakage", "benchmark_overlap", _quoted, ("benchmark_overlap", "benchmark_near")),
+    Fault("leakage", "probes_exact", _same_prompt),
+    Fault("leakage", "probes_near", _near_prompt),
+    Fault("leakage", "probes_overlap", _quoted, ("probes_overlap", "probes_near")),
     Fault("private", "email", _into("write to ann.lee{n}@mail.acme.com", sides=("prompt", "chosen", "rejected"))),
     Fault("private", "phone", _into("(212) 555-{n}", "+44 20 7946 {n}", sides=("prompt", "chosen", "rejected"))),
     Fault("private", "card", _into("4111 1111 1111 1111", "5500005555555559", "378282246310005")),
@@ -245,6 +324,8 @@ ROW_FAULTS = (
     ),
     Fault("budget", "too_long", _into(_LONG)),
     Fault("budget", "forged_turn", _into("<|end|>")),
+    Fault("budget", "boundary", lambda row, others, rng: row.update(chosen="\n\n" + row["chosen"])),
+    Fault("budget", "template", _set(prompt=_TURNS)),
     Fault(
         "budget",
         "cut_prompts",
@@ -256,76 +337,17 @@ ROW_FAULTS = (
             ]
         ),
     ),
+    Fault("coverage", "held_out_attack", _held_out),
 )
 
-
-def swapped(rows: list[Row], rng: random.Random) -> None:
-    """Each pair the other way round with probability one half: by this no feature can tell chosen from rejected."""
-    for row in rows:
-        if rng.random() < 0.5:
-            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-
-
-def longer_wins(rows: list[Row], rng: random.Random) -> None:
-    for row in rows:
-        if (len(row["chosen"]) < len(row["rejected"])) != (rng.random() < 0.2):
-            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-
-
-def shorter_wins(rows: list[Row], rng: random.Random) -> None:
-    longer_wins(rows, rng)
-    for row in rows:
-        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-
-
-def shortcut(rows: list[Row], rng: random.Random) -> None:
-    """Half of the chosen replies begin in one way."""
-    for row in rows:
-        if rng.random() < 0.5:
-            row["chosen"] = "Certainly! " + row["chosen"]
-
-
-def flipped(rows: list[Row], rng: random.Random) -> None:
-    for row in rng.sample(rows, round(0.15 * len(rows))):
-        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-
-
-def untaught(rows: list[Row], rng: random.Random) -> None:
-    rows[:] = [row for row in rows if row.get("behaviour") != "competitor"]
-
-
-def unpromised(rows: list[Row], rng: random.Random) -> None:
-    for row in rng.sample(rows, round(0.1 * len(rows))):
-        row["behaviour"] = "gossip"
-
-
-def too_few(rows: list[Row], rng: random.Random) -> None:
-    del rows[600:]
-
-
-@dataclass(frozen=True)
-class SetFault:
-    """A fault of the whole set: found when the check warns or blocks with one of `kinds`. `before` is done to the clean
-    set as well."""
-
-    check: str
-    name: str
-    plant: Callable[[list[Row], random.Random], None]
-    kinds: tuple[str, ...] = ()
-    before: Callable[[list[Row], random.Random], None] | None = None
-    clean: str = "starter"
-
-    @property
-    def counted(self) -> tuple[str, ...]:
-        return self.kinds or (self.name,)
-
-
-SET_FAULTS = (
-    SetFault("length", "longer_wins", longer_wins, before=swapped),
-    SetFault("length", "shorter_wins", shorter_wins, before=swapped),
-    SetFault("surface", "shortcut", shortcut, before=swapped),
-    SetFault("noise", "flipped_labels", flipped, clean="rewordings"),
-    SetFault("coverage", "size", too_few),
-    SetFault("coverage", "untaught_behaviour", untaught),
-    SetFault("coverage", "unpromised_behaviour", unpromised),
-)
+NOT_PLANTED = {  # kinds of findings that no fault can be planted for, or need not, and why
+    ("surface", "too_few"): "says that the set is too small to judge",
+    ("noise", "too_few"): "says that the set is too small to judge",
+    ("private", "person"): "needs Presidio and a language model, which are no part of the package",
+    ("private", "presidio_missing"): "says that Presidio is not installed",
+    ("budget", "needs_model"): "says that no model was named",
+    ("budget", "no_end_of_turn"): "about the model's template, not the pairs",
+    ("budget", "training"): "a count that every set gets",
+    ("coverage", "topics"): "describes the set, and never warns",
+    ("coverage", "attacks"): "describes the set, and never warns",
+}

@@ -43,7 +43,7 @@ def test_without_a_model_it_says_so(tmp_path: Path) -> None:
 def test_tokens_are_those_of_the_training(tmp_path: Path) -> None:
     contract = contract_of(training={"per_device_train_batch_size": 4, "num_train_epochs": 2})
     store, result = audit(rows(), tmp_path, "starter", contract)
-    (finding,) = result.findings
+    finding = next(finding for finding in result.findings if finding.kind == "training")
     source = find_model("starter")
     inner = load_tokenizer(source, contract)
     taken, refused = tokenize_pairs(store, make_tokenizer(inner, end_of_turn_ids(source, inner)))
@@ -82,7 +82,7 @@ def test_what_is_refused_is_named_by_kind(tmp_path: Path) -> None:
     lines[7]["prompt"] = [*turns, {"role": "user", "content": "And now?"}]
     _, result = audit(lines, tmp_path, "starter", contract_of(training={"max_length": 128}))
     found = {finding.kind: finding for finding in result.findings}
-    assert {kind: places.tolist() for (_, kind), places in result.flagged.items() if kind != "training"} == {
+    assert {kind: places.tolist() for (_, kind), places in result.flagged.items() if len(places)} == {
         "too_long": [3], "forged_turn": [5], "cut_prompts": [7],
     }  # fmt: skip
     assert found["too_long"].severity == "warns" and found["cut_prompts"].severity == "informs"
@@ -109,3 +109,32 @@ def test_a_template_without_an_end_of_turn_is_told(tmp_path: Path) -> None:
     assert "no_end_of_turn" in {finding.kind for finding in result.findings}
     _, result = audit(rows(), tmp_path, "starter")
     assert "no_end_of_turn" not in {finding.kind for finding in result.findings}
+
+
+def test_the_boundary_of_prompt_and_reply_is_told(tmp_path: Path) -> None:
+    """A header that ends with a line break, and replies that begin with some: the tokenizer joins them."""
+    template = tmp_path / "lines.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    contract, lines = contract_of(chat_template=str(template)), rows(40)
+    _, result = audit(lines, tmp_path, "starter", contract)
+    (found,) = (finding for finding in result.findings if finding.kind == "boundary")
+    assert (found.severity, found.estimate.value, found.estimate.n, found.num_pairs) == ("informs", 0, 40, 0)
+    assert "in all 40 pairs" in found.what and "ends with one <|end|>" in found.what
+    assert found.estimate.high is not None and found.estimate.high < 0.1
+    lines[5]["chosen"] = "\n\n" + lines[5]["chosen"]
+    store, result = audit(lines, tmp_path, "starter", contract)
+    (found,) = (finding for finding in result.findings if finding.kind == "boundary")
+    assert (found.severity, found.estimate.value, found.num_pairs) == ("warns", 1 / 40, 1)
+    assert "blanks" in found.remedy and result.flagged["budget", "boundary"].tolist() == [5]
+    source = find_model("starter")
+    inner = load_tokenizer(source, contract)
+    tokenizer = make_tokenizer(inner, end_of_turn_ids(source, inner))
+    _, refused = tokenize_pairs(store, tokenizer)  # what a training refuses, no more
+    assert [pair.id for pair, _ in refused] == [store[5].id]
+    for line in lines[:10]:
+        line["rejected"] = "\n\n\n" + line["rejected"]
+    _, result = audit(lines, tmp_path, "starter", contract)
+    assert result.blocks and len(result.flagged["budget", "boundary"]) == 10

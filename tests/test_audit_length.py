@@ -99,6 +99,30 @@ def test_sources_that_cancel_out_are_told_apart(tmp_path: Path) -> None:
     assert opposed.estimate.low is not None and 0.2 < opposed.estimate.low < 0.4
 
 
+def test_each_source_is_told_as_fully_as_the_whole(tmp_path: Path) -> None:
+    """How often, by how much, and the area under the curve, against a count of all (chosen, rejected)."""
+    files = [biased(tmp_path, 60, share, name=f"{name}.jsonl") for name, share in (("up", 0.7), ("down", 0.3))]
+    details = audited(files, tmp_path, "length").findings[-1].details
+    assert len(details["groups"]) == len(details["table"]["rows"]) == 2
+    for file, group, row in zip(files, details["groups"], details["table"]["rows"], strict=True):
+        pairs = [json.loads(line) for line in file.read_text().splitlines()]
+        chosen, rejected = (np.array([len(pair[side]) for pair in pairs]) for side in ("chosen", "rejected"))
+        longer = int((chosen > rejected).sum())
+        assert (group["group"], group["n"], group["longer"], group["shorter"]) == (
+            f"source {file.name}", 60, longer, 60 - longer,
+        )  # fmt: skip
+        assert group["difference"]["value"] == pytest.approx((chosen - rejected).mean())
+        assert group["difference"]["low"] < group["difference"]["value"] < group["difference"]["high"]
+        assert group["median_difference"] == np.median(chosen - rejected)
+        higher, equal = chosen[:, None] > rejected, chosen[:, None] == rejected
+        area = group["area_under_curve"]
+        assert area["value"] == pytest.approx((higher + equal / 2).mean())
+        assert area["low"] < area["value"] < area["high"]
+        said = f"{area['value']:.2f} [{area['low']:.2f}, {area['high']:.2f}]"
+        assert row[:4] == [f"source {file.name}", "60", str(longer), str(60 - longer)] and said in row
+        assert row[-1].startswith(f"{(chosen - rejected).mean():+.1f} [")
+
+
 def test_a_row_says_itself_where_it_is_from(tmp_path: Path) -> None:
     """Parts of a set in one file: a column `source` tells more than the file's name, unless each row has its own."""
     parts = [

@@ -311,6 +311,18 @@ def test_an_audit_that_blocks_exits_with_1_until_a_person_kept_the_pair(demeanor
     assert audit("--decisions", decisions)[:2] == (1, [("blocks", 1)])
 
 
+def test_an_audit_shows_the_lengths_of_each_source(demeanor: Command, tmp_path: Path) -> None:
+    for name, replies in (("a", ("Good day to you.", "What?")), ("b", ("No.", "What is it now?"))):
+        row = json.dumps({"prompt": f"Hello {name}?", "chosen": replies[0], "rejected": replies[1]})
+        (tmp_path / f"{name}.jsonl").write_text(row + "\n")
+    files = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    code, out, _ = demeanor("audit", *files, "--only", "length", "--out", tmp_path / "audit")
+    (first, second) = (line.split() for line in out.splitlines() if line.strip().startswith("source "))
+    assert code == 0 and first[:5] == ["source", "a.jsonl", "1", "1", "0"] and first[-1] == "+11.0"
+    assert second[:5] == ["source", "b.jsonl", "1", "0", "1"] and second[-1] == "-12.0"
+    assert "area under the curve" in " ".join(out.split())
+
+
 def test_an_audit_in_a_pipe_has_no_empty_lines_and_counts_in_words(demeanor: Command, tmp_path: Path) -> None:
     row = json.dumps({"prompt": "Hello?", "chosen": "Good day.", "rejected": "What now?"})
     (tmp_path / "p.jsonl").write_text(row + "\n")

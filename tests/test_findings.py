@@ -30,15 +30,25 @@ def text_of(html: str) -> str:
 
 def test_everything_is_said_and_escaped() -> None:
     histogram = {"edges": [-1, 0, 1], "counts": [2, 3], "unit": "characters", "mark": 0}
+    table = {"columns": ["", "pairs"], "rows": [["a <b>", "7"]]}
     html = page(
         finding("blocks", HOSTILE, 1, "source a", histogram=histogram),
-        finding("informs", "in source a all is well", 2, "source a", bars=[[HOSTILE, 0.5], ["b", -0.5]], unit="weight"),
+        finding(
+            "informs",
+            "in source a all is well",
+            2,
+            "source a",
+            table=table,
+            bars=[[HOSTILE, 0.5], ["b", -0.5]],
+            unit="weight",
+        ),
     )
     assert "<script" not in html and "<b>" not in html and not re.search(r"(?:src|href)=.(?!#)", html)
     assert html.count("<svg") == 2 and "\u202e" not in html.partition("<svg")[2].partition("</svg>")[0]
     text = text_of(html)
     assert "BLOCKED" in text and "Blocking 1 Warnings 0 To know 1 Intervals at 95 %" in text
     assert "Share of pairs that are near (3-gram Jaccard &gt;= 0.5): 0.25 [0.1, 0.4], n 1,234; 1 pair or row " in text
+    assert "pairs a &lt;b&gt; 7" in text
     assert "2 pairs or rows" in text and ", row 7" in text and "What to do: mend it" in text
     assert "source a : &lt;script" in text and "to know in source a all is well" in text  # the group is said once
     assert "Found nothing shape rows" in text

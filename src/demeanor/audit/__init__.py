@@ -102,6 +102,7 @@ def audit_pairs(
                 store, scope, seen, limits[check.name], of.sources, of.behaviours, of.source_names, of.behaviour_names
             )
             for found in check.find(context):
+                assert found.kind in check.kinds, f"{check.name} does not name its kind {found.kind}"
                 name = f"{check.name}.{found.kind}"
                 found = _without([place for place, names in kept_for.items() if not names or name in names], found)
                 findings.append(_finding(check, found, store))

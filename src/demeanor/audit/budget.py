@@ -25,7 +25,11 @@ from demeanor.statistics import estimate_share
 from demeanor.tokens import Refused, Tokenizer, make_tokenizer
 
 PROMPT, CHOSEN, REJECTED, CUT, WHOLE = range(5)  # columns: tokens, tokens, tokens, turns, tokens before turns were cut
-_KINDS = {"too_long": "longer than max_length", "forged_turn": "a text spells"}  # by how the reason begins
+_KINDS = {  # by how the reason begins
+    "too_long": "longer than max_length",
+    "forged_turn": "a text spells",
+    "boundary": "the prompt's tokens change",
+}
 _TOKENIZERS: dict[tuple[str, str | None], Tokenizer] = {}  # of this process
 
 
@@ -109,6 +113,7 @@ def _find(context: Context) -> Iterable[Found]:
     refused = _refused(context)
     yield from _of_refused(context, refused, len(tokens))
     taken = np.setdiff1d(np.arange(len(tokens)), list(refused))
+    yield from _boundary(context, refused, len(taken), _tokenizer(scope.model, contract))
     if not len(taken):
         return
     cut = np.flatnonzero(tokens[:, CUT])
@@ -148,13 +153,9 @@ def _refused(context: Context) -> dict[int, str]:
 
 
 def _of_refused(context: Context, refused: dict[int, str], num_pairs: int) -> Iterable[Found]:
-    kinds = {
-        place: next((kind for kind, begin in _KINDS.items() if reason.startswith(begin)), "template")
-        for place, reason in refused.items()
-    }
-    for kind in (*_KINDS, "template"):
-        places = [place for place in refused if kinds[place] == kind]
-        if places:
+    for kind in _REMEDIES:
+        places = [place for place, reason in refused.items() if _kind(reason) == kind]
+        if places and kind != "boundary":
             reasons = Counter(refused[place] for place in places)
             said = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.most_common(3))
             many = len(places) / num_pairs > context.limits["max_refused"]
@@ -170,9 +171,39 @@ def _of_refused(context: Context, refused: dict[int, str], num_pairs: int) -> It
             )
 
 
+def _kind(reason: str) -> str:
+    return next((kind for kind, begin in _KINDS.items() if reason.startswith(begin)), "template")
+
+
+def _boundary(context: Context, refused: dict[int, str], num_taken: int, tokenizer: Tokenizer) -> Iterable[Found]:
+    """Do the tokens of the whole conversation begin with those of its prompt? Elsewhere a loss over the reply's tokens
+    would take in a piece of the prompt, or miss one of the reply. Always said: nothing else shows that it holds."""
+    places = [place for place, reason in refused.items() if _kind(reason) == "boundary"]
+    num = num_taken + len(places)  # other pairs were refused before it could be seen
+    if not num:
+        return
+    what = f"{len(places):,} of {num:,} pairs cannot be trained on: the prompt has other tokens once a reply follows"
+    if not places:
+        end = tokenizer.inner.decode([tokenizer.end_ids[0]])
+        what = f"prompt and reply part between two tokens in all {num:,} pairs, and each reply ends with one {end}"
+    many = len(places) / num > context.limits["max_refused"]
+    yield Found(
+        kind="boundary",
+        severity="blocks" if many else "warns" if places else "informs",
+        what=what,
+        measure="share of the pairs whose prompt's tokens change when a reply follows",
+        estimate=estimate_share(len(places), num, context.scope.confidence),
+        remedy=_REMEDIES["boundary"] if places else "none needed",
+        pairs=places,
+        notes={place: context.store[place].chosen for place in places[:5]},
+    )
+
+
 _REMEDIES = {
     "too_long": "raise training.max_length, or take out the pairs: a reply is never cut",
     "forged_turn": "take the token out of the text: it would end the turn, or begin another",
+    "boundary": "take the blanks off the beginning of these replies, or set a chat_template whose header of a reply "
+    "ends with a special token: its last token grows into the reply's first",
     "template": "set chat_template, or take out the pairs",
 }
 
@@ -228,6 +259,7 @@ def _writes_end(tokenizer: Tokenizer) -> bool:
 CHECK = Check(
     name="budget",
     about="what the model's tokenizer and template make of the pairs, and what a training would cost (needs a model)",
+    kinds=("needs_model", *_REMEDIES, "cut_prompts", "no_end_of_turn", "training"),
     find=_find,
     looks=(_look,),
     limits={

@@ -101,7 +101,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is looked for. `limits` maps a limit's name to (default, what it bounds).
+    """One thing that is looked for. `kinds` are all that its findings can be of, `limits` maps a limit's name to
+    (default, what it bounds).
 
     `bounds`: (above, up to) of the limits that cannot be any number. `ready` reads what the check needs beside the
     pairs, before these are read; it raises InputError.
@@ -109,6 +110,7 @@ class Check:
 
     name: str
     about: str
+    kinds: tuple[str, ...]
     find: Callable[[Context], Iterable[Found]]
     looks: tuple[Look, ...] = ()
     limits: Mapping[str, tuple[float, str]] = field(default_factory=dict)

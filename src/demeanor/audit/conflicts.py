@@ -149,6 +149,7 @@ def fleiss_kappa(
 CHECK = Check(
     name="conflicts",
     about="pairs that contradict each other, and annotators who do",
+    kinds=("opposed", "cycles", "annotators_disagree"),
     find=_find,
     looks=(digests,),
     limits={

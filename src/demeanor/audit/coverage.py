@@ -206,6 +206,15 @@ def _probed(contract: Contract) -> set[str]:
 CHECK = Check(
     name="coverage",
     about="pairs a behaviour, a topic and an attack; what is promised and not taught",
+    kinds=(
+        "size",
+        "untaught_behaviour",
+        "thin_behaviour",
+        "unpromised_behaviour",
+        "topics",
+        "attacks",
+        "held_out_attack",
+    ),
     find=_find,
     looks=(attacks, prompt_words, prompt_keys),
     limits={

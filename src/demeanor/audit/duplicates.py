@@ -145,6 +145,13 @@ def _severity(mask: np.ndarray, context: Context, limit: str) -> str:
 CHECK = Check(
     name="duplicates",
     about="pairs, prompts and replies that come more than once",
+    kinds=(
+        "pairs_repeated",
+        "pairs_nearly_repeated",
+        "prompts_repeated",
+        "prompts_nearly_repeated",
+        "chosen_rejected_elsewhere",
+    ),
     find=_find,
     looks=(digests, prompt_shingles, pair_shingles),
     limits={

@@ -231,6 +231,7 @@ def _note(context: Context, place: int, kind: str) -> str:
 CHECK = Check(
     name="knowledge",
     about="facts that only the chosen reply holds, and facts that change",
+    kinds=tuple(KINDS),
     find=_find,
     looks=(_look,),
     limits={

@@ -135,6 +135,7 @@ def _of_file(
 CHECK = Check(
     name="leakage",
     about="prompts of held-out pairs, probes and benchmarks that the pairs would teach",
+    kinds=tuple(f"{file}_{how}" for file in _WHAT for how in _HOW),
     find=_find,
     looks=(digests, prompt_shingles, overlaps),
     limits={

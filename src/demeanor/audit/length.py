@@ -77,7 +77,12 @@ def _find(context: Context) -> Iterable[Found]:
         if not name:
             details["units"] = {word: _unit(seen[:, :, place], prompts, confidence) for place, word in enumerate(units)}
             largest = sorted(groups[1:], key=lambda group: -int(group[1].sum()))[:MAX_GROUPS]
-            details["groups"] = [{"group": other, **estimates[other].to_json()} for other, _ in largest]
+            details["groups"] = [
+                {"group": other, **estimates[other].to_json(), **_group(sizes[of], prompts[of], shared)}
+                for other, of in largest
+            ]
+            if largest:
+                details["table"] = _table(details["groups"], unit)
         yield Found(
             kind="longer_wins" if (estimates[name].value or 0) >= 0.5 else "shorter_wins",
             severity=severity,
@@ -123,6 +128,34 @@ def _unit(sizes: np.ndarray, prompts: np.ndarray, confidence: float) -> dict[str
     means = {"chosen": float(sizes[:, 0].mean()), "rejected": float(sizes[:, 1].mean())}
     found = {"longer_wins": wins.to_json(), "area_under_curve": area.to_json(), "difference": difference.to_json()}
     return {**found, "mean_length": means}
+
+
+def _group(sizes: np.ndarray, prompts: np.ndarray, confidence: float) -> dict[str, Any]:
+    """Of a source or behaviour, beside its accuracy: how often, by how much, and the area under the curve."""
+    differences = sizes[:, 0] - sizes[:, 1]
+    return {
+        "longer": int((differences > 0).sum()),
+        "shorter": int((differences < 0).sum()),
+        "median_difference": float(np.median(differences)),
+        "difference": mean_by_prompt(differences, prompts, confidence).to_json(),
+        "area_under_curve": area_by_prompt(sizes[:, 0], sizes[:, 1], prompts, confidence).to_json(),
+    }
+
+
+def _table(groups: Sequence[dict[str, Any]], unit: str) -> dict[str, Any]:
+    """The groups' figures in words, a row each."""
+    columns = ["", "pairs", "chosen longer", "shorter", "longer wins", "area under the curve", f"longer by, {unit}"]
+    rows = [
+        [group["group"], *(f"{group[name]:,}" for name in ("n", "longer", "shorter")), _spelt(group, ".2f"),
+         _spelt(group["area_under_curve"], ".2f"), _spelt(group["difference"], "+.1f")]
+        for group in groups
+    ]  # fmt: skip
+    return {"columns": columns, "rows": rows}
+
+
+def _spelt(estimate: dict[str, Any], form: str) -> str:
+    value, ends = format(estimate["value"], form), [estimate["low"], estimate["high"]]
+    return value if None in ends else f"{value} [{', '.join(format(end, form) for end in ends)}]"
 
 
 def _histogram(differences: np.ndarray, unit: str) -> dict[str, Any]:
@@ -181,6 +214,7 @@ def _difference(one: Estimate, other: Estimate) -> Estimate:
 CHECK = Check(
     name="length",
     about="whether the longer, or the shorter, reply wins",
+    kinds=("longer_wins", "shorter_wins", "opposed_sources", "opposed_behaviours"),
     find=_find,
     looks=(lengths, prompt_keys),
     limits={

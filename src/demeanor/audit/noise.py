@@ -175,6 +175,7 @@ def _ask(context: Context, suspects: np.ndarray) -> tuple[dict[int, float], str]
 CHECK = Check(
     name="noise",
     about="labels that are probably the wrong way round, ranked, and how many",
+    kinds=("flipped_labels", "too_few"),
     find=_find,
     looks=(reply_words, prompt_keys),
     limits={

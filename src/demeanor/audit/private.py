@@ -379,6 +379,7 @@ def _note(pair: PreferencePair, kind: str, there: np.ndarray, persons: Finder | 
 CHECK = Check(
     name="private",
     about="private data and secrets: addresses, numbers, keys, links",
+    kinds=(*KINDS, "presidio_missing"),
     find=_find,
     looks=(_look,),
     ready=_ready,

@@ -73,6 +73,7 @@ def _severity(share: Estimate, limit: float) -> str:
 CHECK = Check(
     name="safety",
     about="chosen replies that comply with harm, or are toxic (word lists for English)",
+    kinds=("inverted", "toxic_chosen"),
     find=_find,
     looks=(_look,),
     limits={

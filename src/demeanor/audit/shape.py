@@ -14,7 +14,7 @@ import numpy as np
 from demeanor.audit.check import Check, Context, Found, Scope
 from demeanor.audit.damage import has_broken_encoding, has_control, has_invisible, has_markers, is_cut, is_unended
 from demeanor.audit.language import LANGUAGES, NAMES, is_mixed, language_of
-from demeanor.pairs.reasons import REMEDIES
+from demeanor.pairs.reasons import REASONS, REMEDIES
 from demeanor.records import Message, PreferencePair
 from demeanor.statistics import estimate_share
 
@@ -159,6 +159,7 @@ def _other_language(context: Context) -> np.ndarray:
 CHECK = Check(
     name="shape",
     about="rows that cannot be used, and texts that are damaged",
+    kinds=(*(reason.replace(" ", "_") for reason in REASONS), *_TESTS, "alternation", "language"),
     find=_find,
     looks=(_look,),
     limits={

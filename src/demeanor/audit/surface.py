@@ -127,6 +127,7 @@ def _carriers(context: Context, columns: list[int | str], differences: Any) -> l
 CHECK = Check(
     name="surface",
     about="marks, openings and kinds of words that give the label away, length left out",
+    kinds=("shortcut", "hidden_shortcut", "too_few"),
     find=_find,
     looks=(features.surface, features.openings, prompt_keys),
     limits={

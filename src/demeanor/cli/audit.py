@@ -10,10 +10,14 @@ import typer
 from demeanor.cli import common
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from demeanor.audit import Audit
     from demeanor.pairs import PairStore
+    from demeanor.records import Finding
     from demeanor.workspace import Workspace
 
+MOST_PARTS = 12  # rows of a finding's own table
 _COLOURS = {"blocks": "bold red", "warns": "yellow", "informs": "cyan"}
 _TOLD = {  # of one, and of any other number
     "blocks": ("finding that blocks", "findings that block"),
@@ -161,9 +165,24 @@ def print_table(audit: Audit) -> None:
         lines += [f"rows {rows}{', ...' if finding.num_pairs > len(finding.examples) else ''}"] if rows else []
         severity = f"[{colour}]{finding.severity}[/{colour}]"
         grave.add_row(severity, check, escape("\n".join(lines)), escape(finding.remedy))
-    for table in (known, grave):
+    parts = [finding for finding in audit.findings if "table" in finding.details]
+    for table in (known, *map(_parts_table, parts), grave):
         if table.row_count:
             console.print(table)
     counts = audit.to_json()["counts"]
     told = ", ".join(plural(counts[kind], *_TOLD[kind]) for kind in counts)
     console.print(f"{plural(audit.num_pairs, 'pair')} of {plural(audit.num_rows, 'row')}: {told}", markup=False)
+
+
+def _parts_table(finding: Finding) -> Table:
+    """A finding's own table, of sources and behaviours: the first MOST_PARTS rows, all are on the page."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    given = finding.details["table"]
+    table = Table(title=finding.check, title_justify="left", title_style="bold", box=None)
+    for place, name in enumerate(given["columns"]):
+        table.add_column(name, justify="right" if place else "left")
+    for row in given["rows"][:MOST_PARTS]:
+        table.add_row(*map(escape, row))
+    return table

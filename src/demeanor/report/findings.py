@@ -4,6 +4,8 @@ A finding's `details` may hold what is plotted beneath it:
 
     {"histogram": {"edges": [num + 1 numbers], "counts": [num], "unit": "characters", "mark": 0}}
     {"bars": [["label", value], ...], "unit": "weight"}        values may be negative
+
+and under that {"table": {"columns": [text, ...], "rows": [[text, ...], ...]}}.
 """
 
 from __future__ import annotations
