@@ -69,7 +69,6 @@ def main() -> None:
             print_figures(behaviours)
             failed = [limit.id for limit in verdict.limits if not limit.passed]
             found[arm] = {"behaviours": behaviours, "passed": verdict.passed, "failed": failed}
-            found[arm] |= {"seconds": Workspace(folder).read_json(Workspace(folder).training)["seconds"]}
             found[arm] |= {"training": contract.training.model_dump(mode="json")}
     except DemeanorError as error:
         raise SystemExit(str(error)) from None
