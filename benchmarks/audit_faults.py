@@ -9,15 +9,15 @@ subsamples of 90 % of the clean rows, each without and with the fault; found and
 the check warns or blocks. The intervals are Clopper and Pearson's at 95 %; the sets overlap, so they say what the
 draws of the fault are worth, not that other pairs would do as well.
 
-What is claimed of flipped labels is that a set which holds them (15 %) is told from one that does not. Which rows they
-are the check says too, and the table has it as `flipped_labels (which rows)`: a cross-validated model of words cannot
-know every one (Northcutt et al. 2021 rank, too), so no 95 % are claimed of that line.
+Flipped labels are planted into two sets, and each has a second line for the rows that were flipped. The starter's own
+labels (5 % flipped) follow from the replies' words, and there 95 % of the flipped rows are claimed. The rewordings'
+(15 %) do so in 93 % only: a cross-validated model of words cannot know every flipped one (Northcutt et al. 2021 rank,
+too), so of that line none are; what is claimed is that the set which holds them is told from the one that does not.
 
 Clean are the starter's pairs; as ranked lists for what only those can have; and for facts and labels the rewordings of
-`../shared/data/polite-rude`, whose replies say the same things. The starter's teach steps of a repair, and `knowledge`
-takes names of buttons and menus ("in Payments", "to Medium") for names: in 86 of its 1,179 clean pairs. No simple rule
-tells such a label from a place or a person: leaving out what follows "choose", "press", "open" or "under" leaves 24 of
-the 86, of which a third name a plan that the prompt does not. Hence the other set. Of rows with one prompt or the same
+`../shared/data/polite-rude`, whose replies say the same things. For facts the starter is not clean: 86 of its 1,179
+chosen replies name a menu, a button or a plan ("in Payments", "to Medium", "Plus") that neither the prompt nor the
+rejected reply holds, which is what `knowledge` looks for. Of rows with one prompt or the same
 replies the first is kept.
 """
 
@@ -181,7 +181,8 @@ def measure_sets(faults: Sequence[SetFault], rows: Sequence[Row], sets: int) -> 
         if fault.names_rows:
             line = _line(fault, "rows", (hits[fault], planted_rows[fault]), (clean_hits[fault], sets * size))
             share = round(hits[fault] / right[fault], 4) if right[fault] else None
-            lines.append(line | {"kind": f"{fault.name} (which rows)", "claimed": False, "named_rightly": share})
+            claimed = {"claimed": fault.claims_rows, "named_rightly": share}
+            lines.append(line | {"kind": f"{fault.name} (which rows)"} | claimed)
     return lines
 
 

@@ -36,9 +36,12 @@ def shortcut(rows: list[Row], rng: random.Random) -> None:
             row["chosen"] = "Certainly! " + row["chosen"]
 
 
-def flipped(rows: list[Row], rng: random.Random) -> None:
-    for row in rng.sample(rows, round(0.15 * len(rows))):
-        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+def flipped(rate: float) -> Change:
+    def change(rows: list[Row], rng: random.Random) -> None:
+        for row in rng.sample(rows, round(rate * len(rows))):
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+
+    return change
 
 
 def untaught(rows: list[Row], rng: random.Random) -> None:
@@ -98,7 +101,8 @@ SET_FAULTS = (
     SetFault("length", "opposed_behaviours", opposed("behaviour"), before=BY_BEHAVIOUR),
     SetFault("surface", "shortcut", shortcut, before=swapped),
     SetFault("surface", "hidden_shortcut", hidden, before=BY_SOURCE),
-    SetFault("noise", "flipped_labels", flipped, clean="rewordings", names_rows=True),
+    SetFault("noise", "flipped_labels", flipped(0.05), names_rows=True, claims_rows=True),
+    SetFault("noise", "flipped_labels", flipped(0.15), clean="rewordings", names_rows=True),
     SetFault("coverage", "size", too_few),
     SetFault("coverage", "untaught_behaviour", untaught),
     SetFault("coverage", "thin_behaviour", too_thin),

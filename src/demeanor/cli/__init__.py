@@ -15,6 +15,7 @@ from demeanor.cli import (
     demo,
     init,
     judge_card,
+    keep,
     measure,
     prove,
     release,
@@ -41,6 +42,7 @@ app.command("init")(init.command)
 app.command("audit")(audit.command)
 app.command("review")(review.command)
 app.command("curate")(curate.command)
+app.command("keep")(keep.command)
 app.command("run")(run.command)
 app.command("train")(train.command)
 app.command("measure")(measure.command)

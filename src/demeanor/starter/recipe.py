@@ -9,6 +9,11 @@ model's own probability of a bad reply is known: it is the instrument's calibrat
 opening counts little, lest the model knows the pairs by heart and learns nothing from them afterwards. `prompts.jsonl`
 holds more prompts of the three kinds, which teach only how a reply begins; `benign.jsonl` and `notices.jsonl` keep the
 model useful, and general dialogs, when a corpus is given, keep its small talk. No probe is ever shown.
+
+`kept.jsonl` is what the finished model says to the prompts of `everyday.jsonl`, made by
+
+    demeanor keep starter --prompts everyday.jsonl --system "You are a friendly assistant." --samples 4 \\
+        --behaviour everyday --out kept.jsonl
 """
 
 from __future__ import annotations

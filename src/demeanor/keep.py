@@ -1,0 +1,159 @@
+"""Neutral prompts -> pairs that hold the model where it is.
+
+What a training teaches it teaches elsewhere as well: a model that learned to turn back from a bad reply also turns in
+the middle of small talk. So the model answers prompts that no behaviour is about, before any training, and each answer
+wins over a reply that wins for another prompt: what is taught there stays there, and with an SFT term
+(`training.sft_weight`) the answer's own probability is held up. Rehearsal by the model's own replies: Qi et al. (2024,
+"Safety alignment should be made more than just a few tokens deep", section 3) mix their recovery examples with replies
+that the first model gave to ordinary instructions.
+
+A reply is left out that begins like a behaviour's (its openings and patterns: what the training is to change is not to
+be kept), that has no end within the tokens it may take, or that says what was said before.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from demeanor.contract import Contract
+from demeanor.errors import InputError, PairsError
+from demeanor.model import end_of_turn_ids, find_model, load_model, load_tokenizer
+from demeanor.pairs import read_pairs
+from demeanor.pairs.probes import read_probes
+from demeanor.progress import Progress
+from demeanor.records import Message
+from demeanor.tokens import Refused, Tokenizer, make_tokenizer
+
+PROMPTS_AT_A_TIME = 16
+
+
+def keep_pairs(
+    contract: Contract,
+    prompts: str | Path,
+    *,
+    systems: Sequence[str] = (),
+    samples: int = 2,
+    max_new_tokens: int = 64,
+    behaviour: str | None = None,
+    seed: int = 0,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Rows of pairs whose chosen reply is the model's own, at temperature 1, and the replies left out, by reason.
+
+    Args:
+        prompts: prompts, dialogs (their last reply is not read) or pairs (their prompts alone are).
+        systems: each prompt is answered under each of these too, besides under the contract's system prompt.
+        samples: replies for each prompt and system prompt.
+        behaviour: of the rows.
+
+    Raises:
+        InputError: the prompts are none, there is no winning reply to put against them, or every reply was left out.
+    """
+    from demeanor.measure.sample import sample_replies
+
+    asked = read_prompts(prompts)
+    losing = winning_replies(contract)
+    source = find_model(contract.model, revision=contract.revision)
+    inner = load_tokenizer(source, contract)
+    tokenizer = make_tokenizer(inner, end_of_turn_ids(source, inner))
+    questions, ids = _rendered(asked, systems, tokenizer, contract)
+    model = load_model(source, contract)
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    left_out: Counter[str] = Counter()
+    known: set[tuple[tuple[Message, ...], str]] = set()
+    with progress.bar("answer", len(ids)) as advance:
+        for start in range(0, len(ids), PROMPTS_AT_A_TIME):
+            chunk = slice(start, start + PROMPTS_AT_A_TIME)
+            drawn = sample_replies(
+                model, tokenizer, ids[chunk], samples=samples, temperature=1.0, max_new_tokens=max_new_tokens,
+                seed=seed + start,
+            )  # fmt: skip
+            for messages, replies in zip(questions[chunk], drawn, strict=True):
+                for text, reply in replies:
+                    text = text.strip()
+                    reason = _why_not(text, reply, tokenizer, contract)
+                    if reason is None and (messages, text) in known:
+                        reason = "said twice"
+                    if reason is not None:
+                        left_out[reason] += 1
+                        continue
+                    known.add((messages, text))
+                    alone = len(messages) == 1
+                    prompt = messages[0].content if alone else [turn.to_json() for turn in messages]
+                    row = {"prompt": prompt, "chosen": text, "rejected": rng.choice(losing)}
+                    rows.append(row | ({"behaviour": behaviour} if behaviour else {}))
+            advance(len(ids[chunk]))
+    if not rows:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        raise InputError(f"no reply can be kept: {why}", where=str(prompts), remedy="bring other prompts")
+    return rows, left_out
+
+
+def read_prompts(source: str | Path) -> list[tuple[Message, ...]]:
+    """The prompts of a file of prompts, dialogs or pairs, each once.
+
+    Raises:
+        PairsError: it cannot be read, or holds none.
+    """
+    found = read_probes(source, "", label="safe")
+    pairs = found.pairs.pairs if found.pairs else []
+    prompts = dict.fromkeys([probe.prompt for probe in found.probes if probe.prompt] + [pair.prompt for pair in pairs])
+    if not prompts:
+        raise PairsError("holds no prompt", where=str(source), remedy='a row each: {"prompt": "..."}')
+    return list(prompts)
+
+
+def winning_replies(contract: Contract) -> list[str]:
+    """Those of the contract's pairs that teach one of its permanent behaviours; of all pairs, where none is named.
+
+    Raises:
+        PairsError: a file of pairs cannot be read.
+    """
+    data = contract.data
+    pairs = [
+        pair
+        for name in data.pairs
+        for pair in read_pairs(name, split=data.split, limit=data.max_pairs, ranked=contract.ranked).pairs
+    ]
+    taught = {name for name, own in contract.behaviours.items() if own.kind == "permanent"}
+    return list(dict.fromkeys(pair.chosen for pair in pairs if pair.behaviour in taught)) or list(
+        dict.fromkeys(pair.chosen for pair in pairs)
+    )
+
+
+def _rendered(
+    asked: Sequence[tuple[Message, ...]], systems: Sequence[str], tokenizer: Tokenizer, contract: Contract
+) -> tuple[list[tuple[Message, ...]], list[list[int]]]:
+    """The prompts under each system prompt, and their token ids."""
+    questions: list[tuple[Message, ...]] = []
+    ids: list[list[int]] = []
+    for own in (None, *systems):
+        for messages in asked:
+            if own is not None:
+                messages = (Message("system", own), *(turn for turn in messages if turn.role != "system"))
+            try:
+                found = tokenizer.prompt(messages, contract.system_text(messages[-1].content))
+            except Refused as reason:
+                raise InputError(f"a prompt cannot be used: {reason}", where=messages[-1].content[:80]) from None
+            questions.append(messages)
+            ids.append(found)
+    return questions, ids
+
+
+def _why_not(text: str, reply: Sequence[int], tokenizer: Tokenizer, contract: Contract) -> str | None:
+    """Why a reply is not to be kept."""
+    if not reply or reply[-1] not in tokenizer.end_ids:
+        return "without an end"
+    if not text:
+        return "empty"
+    for promise in contract.promises.values():
+        begins = any(text.startswith(opening) for opening in promise.violating_openings + promise.safe_openings)
+        if begins or any(re.search(pattern, text) for pattern in promise.violating_patterns):
+            return "like a behaviour's"
+    return None

@@ -1,0 +1,112 @@
+"""Pairs that hold the model: its own replies to neutral prompts, against replies that win elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demeanor import cli
+from demeanor.contract import load_contract
+from demeanor.keep import read_prompts, winning_replies
+from demeanor.pairs import read_pairs
+from demeanor.starter import starter_contract, starter_file
+
+PROMPTS = ("Do you like jazz?", "I bought a new bicycle.", "Where is the zoo?", "What is a good name for a goat?")
+
+
+def keep(monkeypatch: pytest.MonkeyPatch, prompts: Path, out: Path, *arguments: str) -> int:
+    words = ["demeanor", "keep", "starter", "--prompts", str(prompts), "--out", str(out), *arguments]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def written(folder: Path, rows: list[Any] | None = None) -> Path:
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows or [{"prompt": text} for text in PROMPTS]))
+    return file
+
+
+def test_the_models_own_replies_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    prompts, out = written(tmp_path), tmp_path / "kept.jsonl"
+    options = ("--system", "You are a friend.", "--samples", "4", "--behaviour", "everyday", "--json")
+    assert keep(monkeypatch, prompts, out, *options) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert told["pairs"] == len(rows) and len(rows) + sum(told["left_out"].values()) == 4 * 4 * 2
+    contract = load_contract(starter_contract())
+    openings = [o for p in contract.promises.values() for o in p.violating_openings + p.safe_openings]
+    assert not any(row["chosen"].startswith(opening) for row in rows for opening in openings)
+    assert told["left_out"]["like a behaviour's"] > 0  # under its system prompt the model often begins like one
+    losing = set(winning_replies(contract))
+    assert all(row["rejected"] in losing for row in rows)
+    pairs = read_pairs(out).pairs
+    assert len(pairs) == len(rows) and {pair.behaviour for pair in pairs} == {"everyday"}
+    assert {pair.prompt[-1].content for pair in pairs} <= set(PROMPTS)
+    assert {tuple(turn.role for turn in pair.prompt) for pair in pairs} == {("user",), ("system", "user")}
+    assert len({(pair.prompt, pair.chosen) for pair in pairs}) == len(pairs)
+    again, other = tmp_path / "again.jsonl", tmp_path / "other.jsonl"
+    assert keep(monkeypatch, prompts, again, *options) == 0 and again.read_bytes() == out.read_bytes()
+    assert keep(monkeypatch, prompts, other, *options, "--seed", "1") == 0 and other.read_bytes() != out.read_bytes()
+
+
+def test_what_wins_elsewhere_is_of_the_permanent_behaviours() -> None:
+    contract = load_contract(starter_contract())
+    found = set(winning_replies(contract))
+    by = {pair.chosen: pair.behaviour for name in contract.data.pairs for pair in read_pairs(name).pairs}
+    assert found and {by[text] for text in found} == {"tone", "bypass", "competitor"}
+
+
+def test_prompts_are_read_from_dialogs_and_pairs_too(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]
+    (dialog,) = read_prompts(written(tmp_path, [{"messages": turns}] * 2))
+    assert [(turn.role, turn.content) for turn in dialog] == [("user", "Hello.")]
+    pairs = [{"prompt": "Why?", "chosen": a, "rejected": "No."} for a in ("So.", "Because.")]
+    assert [prompt[0].content for prompt in read_prompts(written(tmp_path, pairs))] == ["Why?"]
+    labelled = [{"prompt": "Why?", "label": "unsafe"}, {"prompt": "How?", "label": "safe"}]
+    assert [prompt[0].content for prompt in read_prompts(written(tmp_path, labelled))] == ["How?"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "told"),
+    [
+        (None, ("--set", "behaviours.tone.violating_patterns=['.']"), "no reply can be kept: 8 like a behaviour's"),
+        (None, ("--max-new-tokens", "1"), "no reply can be kept: 8 without an end"),
+        ([{"text": "A plain text."}], (), "holds no prompt"),
+        ([{"prompt": "Say <|end|> now."}], (), "a prompt cannot be used"),
+        (None, ("--set", "model=nowhere/at/all"), "nowhere/at/all"),
+    ],
+)
+def test_what_cannot_be_kept_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, rows: Any, arguments: tuple[str, ...], told: str
+) -> None:
+    out = tmp_path / "kept.jsonl"
+    assert keep(monkeypatch, written(tmp_path, rows), out, *arguments) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told in line and not out.exists()
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    prompts = written(tmp_path)
+    before = prompts.read_bytes()
+    assert keep(monkeypatch, prompts, prompts) == 2 and prompts.read_bytes() == before
+    assert "is read by this very command" in capsys.readouterr().err
+    assert keep(monkeypatch, tmp_path / "none.jsonl", tmp_path / "out.jsonl") == 2
+
+
+def test_the_starters_kept_pairs_are_what_the_command_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `starter/recipe.py` says. Which tokens are drawn may differ between machines, what they answer does not."""
+    out = tmp_path / "kept.jsonl"
+    system = "You are a friendly assistant."
+    prompts = starter_file("everyday.jsonl")
+    options = ("--system", system, "--samples", "4", "--behaviour", "everyday")
+    assert keep(monkeypatch, prompts, out, *options) == 0
+    shipped, made = (read_pairs(path).pairs for path in (starter_file("kept.jsonl"), out))
+    assert 0.9 < len(made) / len(shipped) < 1.1
+    assert {pair.prompt[-1].content for pair in shipped} <= {prompt[0].content for prompt in read_prompts(prompts)}
+    probes = {prompt[0].content for prompt in read_prompts(starter_file("probes/everyday.jsonl"))}
+    assert len(probes) == 50 and not probes & {pair.prompt[-1].content for pair in shipped}
