@@ -34,7 +34,7 @@ def words(text: str) -> set[str]:
 def test_a_thousand_pairs_over_three_behaviours(plan: Plan) -> None:
     counts = Counter(pair.behaviour for pair in plan.train)
     assert sum(counts.values()) >= 1000
-    assert set(counts) == {*TAUGHT_RATE, "benign"} and min(counts[name] for name in TAUGHT_RATE) >= 300
+    assert set(counts) == {*TAUGHT_RATE, "benign", "everyday"} and min(counts[name] for name in TAUGHT_RATE) >= 300
     assert not plan.dropped
     kinds = Counter(behaviour.kind for behaviour in plan.contract.behaviours.values())
     assert kinds == {"permanent": 3, "transient": 1}
