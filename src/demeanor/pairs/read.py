@@ -36,6 +36,7 @@ from demeanor.records import DroppedRow, PreferencePair, content_id
 MAX_EXCERPT = 200  # characters of a dropped row
 MAX_NAME = 100  # characters of a row's own source, and of a column that is told
 MAX_UNREAD = 100  # columns that are told by their name
+MAX_PAIRS = 1_000_000  # rows and pairs that are held at a time; of tiny ones these are 0.9 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def read_pairs(
         ranked_weights: of the pairs of a list beside each other: even, or by the gap between the two replies' scores.
 
     Raises:
-        PairsError: the source cannot be read, has no known shape, or holds no usable row.
+        PairsError: the source cannot be read, has no known shape, or holds no usable row; or it has more than MAX_PAIRS.
     """
     rows = iter_pairs(
         source,
@@ -104,6 +105,9 @@ def read_pairs(
             dropped.append(row)
         else:
             pairs.append(row)
+        if len(pairs) + len(dropped) > MAX_PAIRS:
+            what = f"more than {MAX_PAIRS:,} pairs are more than memory may take"
+            raise PairsError(what, where=rows.where, remedy="read at most so many (data.max_pairs), or bring a part")
     return ReadResult(tuple(pairs), tuple(dropped), rows.shape, rows.num_rows, rows.name, rows.num_lists, rows.num_ties)
 
 

@@ -16,14 +16,13 @@ from typing import overload
 
 from demeanor.errors import PairsError
 from demeanor.pairs.files import source_names
-from demeanor.pairs.read import iter_pairs
+from demeanor.pairs.read import MAX_PAIRS, iter_pairs
 from demeanor.progress import Progress
 from demeanor.records import DroppedRow, PreferencePair
 
 # What is kept of each pair beside its texts stays in memory: with texts like hh-rlhf's about 4.5 KB in an audit and
 # 5.5 KB in a curation (the slopes of benchmarks/results/audit_scale.json), so that 170,000 pairs take 1 GB, about
 # 370,000 take 2, and MAX_PAIRS 5 to 6. It grows with the number of words, of which each shingle takes 4 bytes.
-MAX_PAIRS = 1_000_000
 BLOCK_BYTES = 1 << 22  # of the pairs that are read in one go, unless one pair has more: their looks take many times it
 NUM_EXAMPLES = 5  # dropped rows that are kept of each reason
 
