@@ -1,4 +1,4 @@
-"""Pairs that hold the model: its own replies to neutral prompts, against replies that win elsewhere."""
+"""Pairs that hold the model: its own replies to neutral prompts, against replies to other prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from demeanor import cli
 from demeanor.contract import load_contract
-from demeanor.keep import read_prompts, winning_replies
+from demeanor.keep import read_prompts, replies_elsewhere
 from demeanor.pairs import read_pairs
 from demeanor.starter import starter_contract, starter_file
 
@@ -39,10 +39,14 @@ def test_the_models_own_replies_win(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert told["pairs"] == len(rows) and len(rows) + sum(told["left_out"].values()) == 4 * 4 * 2
     contract = load_contract(starter_contract())
-    openings = [o for p in contract.promises.values() for o in p.violating_openings + p.safe_openings]
-    assert not any(row["chosen"].startswith(opening) for row in rows for opening in openings)
-    assert told["left_out"]["like a behaviour's"] > 0  # under its system prompt the model often begins like one
-    losing = set(winning_replies(contract))
+    bad, good = (
+        tuple(opening for promise in contract.behaviours.values() for opening in getattr(promise, kind))
+        for kind in ("violating_openings", "safe_openings")
+    )
+    assert not any(row["chosen"].startswith(bad) for row in rows)
+    assert any(row["chosen"].startswith(good) for row in rows)
+    assert told["left_out"]["forbidden by a behaviour"] > 0  # the model often begins so, asked whatever
+    losing = set(replies_elsewhere(contract))
     assert all(row["rejected"] in losing for row in rows)
     pairs = read_pairs(out).pairs
     assert len(pairs) == len(rows) and {pair.behaviour for pair in pairs} == {"everyday"}
@@ -54,11 +58,16 @@ def test_the_models_own_replies_win(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert keep(monkeypatch, prompts, other, *options, "--seed", "1") == 0 and other.read_bytes() != out.read_bytes()
 
 
-def test_what_wins_elsewhere_is_of_the_permanent_behaviours() -> None:
+def test_what_loses_are_both_replies_of_the_permanent_behaviours() -> None:
     contract = load_contract(starter_contract())
-    found = set(winning_replies(contract))
-    by = {pair.chosen: pair.behaviour for name in contract.data.pairs for pair in read_pairs(name).pairs}
-    assert found and {by[text] for text in found} == {"tone", "bypass", "competitor"}
+    taught = [
+        pair
+        for name in contract.data.pairs
+        for pair in read_pairs(name).pairs
+        if pair.behaviour in ("tone", "bypass", "competitor")
+    ]
+    assert len(taught) > 1000
+    assert set(replies_elsewhere(contract)) == {text for pair in taught for text in (pair.chosen, pair.rejected)}
 
 
 def test_prompts_are_read_from_dialogs_and_pairs_too(tmp_path: Path) -> None:
@@ -74,7 +83,11 @@ def test_prompts_are_read_from_dialogs_and_pairs_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "arguments", "told"),
     [
-        (None, ("--set", "behaviours.tone.violating_patterns=['.']"), "no reply can be kept: 8 like a behaviour's"),
+        (
+            None,
+            ("--set", "behaviours.tone.violating_patterns=['.']"),
+            "no reply can be kept: 8 forbidden by a behaviour",
+        ),
         (None, ("--max-new-tokens", "1"), "no reply can be kept: 8 without an end"),
         ([{"text": "A plain text."}], (), "holds no prompt"),
         ([{"prompt": "Say <|end|> now."}], (), "a prompt cannot be used"),
@@ -103,7 +116,7 @@ def test_the_starters_kept_pairs_are_what_the_command_makes(tmp_path: Path, monk
     out = tmp_path / "kept.jsonl"
     system = "You are a friendly assistant."
     prompts = starter_file("everyday.jsonl")
-    options = ("--system", system, "--samples", "4", "--behaviour", "everyday")
+    options = ("--system", system, "--samples", "3", "--behaviour", "everyday")
     assert keep(monkeypatch, prompts, out, *options) == 0
     shipped, made = (read_pairs(path).pairs for path in (starter_file("kept.jsonl"), out))
     assert 0.9 < len(made) / len(shipped) < 1.1

@@ -2,19 +2,20 @@
 
 What a training teaches it teaches elsewhere as well: a model that learned to turn back from a bad reply also turns in
 the middle of small talk. So the model answers prompts that no behaviour is about, before any training, and each answer
-wins over a reply that wins for another prompt: what is taught there stays there, and with an SFT term
+wins over a reply to a prompt of the training: what is taught there stays there, and with an SFT term
 (`training.sft_weight`) the answer's own probability is held up. Rehearsal by the model's own replies: Qi et al. (2024,
 "Safety alignment should be made more than just a few tokens deep", section 3) mix their recovery examples with replies
 that the first model gave to ordinary instructions.
 
-A reply is left out that begins like a behaviour's (its openings and patterns: what the training is to change is not to
-be kept), that has no end within the tokens it may take, or that says what was said before.
+What loses is drawn from winning and losing replies alike. With winning ones alone, of which many refuse, the starter
+unlearned to refuse: of XSTest's unsafe prompts it refused 18 % in place of 38. For the same reason a reply that begins
+in one of the good ways is kept, as often as the model gives it. Left out are replies that a behaviour forbids (what the
+training is to change is not to be kept), that have no end within the tokens they may take, or that were said before.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 from demeanor.contract import Contract
 from demeanor.errors import InputError, PairsError
+from demeanor.judges.rule import judge_reply
 from demeanor.model import end_of_turn_ids, find_model, load_model, load_tokenizer
 from demeanor.pairs import read_pairs
 from demeanor.pairs.probes import read_probes
@@ -52,12 +54,12 @@ def keep_pairs(
         behaviour: of the rows.
 
     Raises:
-        InputError: the prompts are none, there is no winning reply to put against them, or every reply was left out.
+        InputError: there is no prompt, or no reply to put against an answer, or every answer was left out.
     """
     from demeanor.measure.sample import sample_replies
 
     asked = read_prompts(prompts)
-    losing = winning_replies(contract)
+    losing = replies_elsewhere(contract)
     source = find_model(contract.model, revision=contract.revision)
     inner = load_tokenizer(source, contract)
     tokenizer = make_tokenizer(inner, end_of_turn_ids(source, inner))
@@ -109,8 +111,8 @@ def read_prompts(source: str | Path) -> list[tuple[Message, ...]]:
     return list(prompts)
 
 
-def winning_replies(contract: Contract) -> list[str]:
-    """Those of the contract's pairs that teach one of its permanent behaviours; of all pairs, where none is named.
+def replies_elsewhere(contract: Contract) -> list[str]:
+    """Both replies of the contract's pairs that teach a permanent behaviour; of all pairs, where none names one.
 
     Raises:
         PairsError: a file of pairs cannot be read.
@@ -122,9 +124,8 @@ def winning_replies(contract: Contract) -> list[str]:
         for pair in read_pairs(name, split=data.split, limit=data.max_pairs, ranked=contract.ranked).pairs
     ]
     taught = {name for name, own in contract.behaviours.items() if own.kind == "permanent"}
-    return list(dict.fromkeys(pair.chosen for pair in pairs if pair.behaviour in taught)) or list(
-        dict.fromkeys(pair.chosen for pair in pairs)
-    )
+    pairs = [pair for pair in pairs if pair.behaviour in taught] or pairs
+    return list(dict.fromkeys(text for pair in pairs for text in (pair.chosen, pair.rejected)))
 
 
 def _rendered(
@@ -152,8 +153,8 @@ def _why_not(text: str, reply: Sequence[int], tokenizer: Tokenizer, contract: Co
         return "without an end"
     if not text:
         return "empty"
-    for promise in contract.promises.values():
-        begins = any(text.startswith(opening) for opening in promise.violating_openings + promise.safe_openings)
-        if begins or any(re.search(pattern, text) for pattern in promise.violating_patterns):
-            return "like a behaviour's"
+    for behaviour in contract.behaviours.values():
+        stated = behaviour.violating_openings or behaviour.violating_patterns
+        if stated and judge_reply(text, behaviour) == "violating":
+            return "forbidden by a behaviour"
     return None

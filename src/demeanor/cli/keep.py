@@ -25,11 +25,11 @@ def command(
     settings: common.SetOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """The model answers neutral prompts; each answer becomes a pair in which it wins over a reply taught elsewhere.
+    """The model answers neutral prompts; each answer becomes a pair in which it wins over a reply to another prompt.
 
     What a training teaches spreads to prompts that it is not about (a model that learned to turn back turns in small
-    talk, too). Trained on with the others, these pairs hold it in its place. Replies that begin like a behaviour's are
-    left out.
+    talk, too). Trained on with the others, these pairs hold it in its place. Replies that a behaviour forbids are left
+    out.
 
     Example:
 

@@ -87,7 +87,7 @@ def read_pairs(
         ranked_weights: of the pairs of a list beside each other: even, or by the gap between the two replies' scores.
 
     Raises:
-        PairsError: the source cannot be read, has no known shape, or holds no usable row; or it has more than MAX_PAIRS.
+        PairsError: the source cannot be read, has no known shape, holds no usable row, or more than MAX_PAIRS.
     """
     rows = iter_pairs(
         source,

@@ -12,7 +12,7 @@ model useful, and general dialogs, when a corpus is given, keep its small talk. 
 
 `kept.jsonl` is what the finished model says to the prompts of `everyday.jsonl`, made by
 
-    demeanor keep starter --prompts everyday.jsonl --system "You are a friendly assistant." --samples 4 \\
+    demeanor keep starter --prompts everyday.jsonl --system "You are a friendly assistant." --samples 3 \\
         --behaviour everyday --out kept.jsonl
 """
 
