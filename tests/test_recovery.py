@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from conftest import contract_of
 from demeanor.contract import Contract
 from demeanor.errors import ContractError
 from demeanor.model import end_of_turn_ids, find_model, load_tokenizer
+from demeanor.pipeline import run
+from demeanor.plan import plan_run
+from demeanor.progress import Progress
 from demeanor.records import Message, PreferencePair
 from demeanor.sweep import takes
 from demeanor.tokens import Tokenizer, make_tokenizer
 from demeanor.train.recovery import recovery_pairs
+from demeanor.workspace import Workspace
 
 
 def pair(number: int, rejected: str = "Sure, take the thin card and push it along the frame.", **more: Any) -> Any:
@@ -112,29 +117,21 @@ def test_a_behaviour_that_is_none_is_refused() -> None:
         contract(recovery={"bypass": 4.5})
 
 
-def test_a_run_trains_on_them(llama: Path, tmp_path: Path) -> None:
-    from demeanor.pipeline import train_stage
-    from demeanor.plan import plan_run
-    from demeanor.progress import Progress
-    from demeanor.workspace import Workspace
-
-    rows = [pair(number).to_json() for number in range(12)]
+def test_a_run_trains_on_them_and_its_page_says_so(llama: Path, tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
-    import json
-
+    rows = [pair(number).to_json() for number in range(12)]
     file.write_text("".join(json.dumps({k: row[k] for k in ("prompt", "chosen", "rejected")}) + "\n" for row in rows))
     made = contract_of(
         model=str(llama),
         behaviours={"bypass": {"violating_openings": ["Sure,"]}},
         data={"pairs": [str(file)], "heldout_fraction": 0.25},
         training={"recovery": {"bypass": 1.0}, "max_steps": 2, "per_device_train_batch_size": 4},
+        measurement={"samples": 0},
     )
     workspace = Workspace(tmp_path / "run")
     plan = plan_run(made, workspace)
     with workspace.locked():
-        from demeanor.pipeline import read_stage
-
-        workspace.start(plan.contract)
-        read_stage(plan, Progress())
-        train_stage(plan, Progress())
-    assert workspace.read_json(workspace.training)["num_pairs"] == 2 * len(plan.train)
+        run(plan, Progress())
+    num = len(plan.train)
+    assert workspace.read_json(workspace.training)["num_pairs"] == 2 * num
+    assert f"<dd>{num} and {num} recovery pairs</dd>" in workspace.report.read_text("utf-8")

@@ -166,14 +166,14 @@ def page_of(workspace: Workspace) -> str:
 def text_of(page: str) -> str:
     """What a reader sees: no style, no tags, one space between words."""
     page = re.sub(r"<style>.*?</style>", "", page, flags=re.S)
-    page = re.sub(r"</?(?:bdi|strong|span|i)\b[^>]*>", "", page)
+    page = re.sub(r"</?(?:bdi|strong|span|i|wbr)\b[^>]*>", "", page)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
 class Tags(HTMLParser):
     """Every element and attribute of a page, and whether elements are closed in order."""
 
-    VOID = ("meta", "br")
+    VOID = ("meta", "br", "wbr")
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -420,7 +420,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         assert raw not in page
     tags = Tags(page)
     layout = "html head meta title style body header main nav section article figure figcaption div details summary"
-    words_and_lists = "p h1 h2 h3 h4 small ul li dl dt dd a table thead tbody tr th td span strong code pre bdi i"
+    words_and_lists = "p h1 h2 h3 h4 small ul li dl dt dd a table thead tbody tr th td span strong code wbr pre bdi i"
     known = f"{layout} {words_and_lists} svg g path text line rect".split()
     assert {tag for tag, _ in tags.seen} <= set(known)
     for tag, attributes in tags.seen:
