@@ -182,7 +182,7 @@ def main() -> None:
             shares = [f"{side} {100 * own[side]['covered'] / given.runs:.1f} %" for side in ("after", "difference")]
             passes = ", ".join(f"{kind} {100 * count / given.runs:.1f} %" for kind, count in own["passes"].items())
             print(f"  {name:24} covered: {', '.join(shares)}; false passes: {passes}")
-        for name, group in (("continuous", CONTINUOUS), ("counted", COUNTED)):
+        for name, group in (("continuous", CONTINUOUS), ("counted", COUNTED), ("all", CONTINUOUS + COUNTED)):
             hits, num = covered(counts, group)
             found = estimate_share(hits, num, CONFIDENCE)
             print(f"  {name}: {hits / num:.4f} [{found.low:.4f}, {found.high:.4f}] of {num}")
