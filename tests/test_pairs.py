@@ -50,11 +50,9 @@ def test_more_pairs_than_memory_may_take_are_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr("demeanor.pairs.read.MAX_PAIRS", 20)
     rows = [{"prompt": f"{number}?", "chosen": "Yes.", "rejected": "No."} for number in range(30)]
     assert len(read(tmp_path, *rows[:20]).pairs) == len(read(tmp_path, *rows, limit=20).pairs) == 20
-    with pytest.raises(
-        PairsError, match=r"rows.jsonl: more than 20 pairs are more than memory may take -- .*max_pairs"
-    ):
+    with pytest.raises(PairsError, match=r"rows.jsonl: more than 20 rows are more than memory may take -- .*max_pairs"):
         read(tmp_path, *rows)
-    with pytest.raises(PairsError, match="more than 20 pairs"):  # dropped rows are held, too
+    with pytest.raises(PairsError, match="more than 20 rows"):  # dropped rows are held, too
         read(tmp_path, *rows[:5], *[{"prompt": "Why?", "chosen": "", "rejected": "No."}] * 20)
 
 

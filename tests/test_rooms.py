@@ -16,8 +16,8 @@ ORDER = (
     "errors", "visible", "records", "settings", "faults", "objectives", "trl_options", "sections", "endpoint",
     "judge_settings", "attack_settings", "promises", "reward_settings", "training_settings", "contract", "lock",
     "workspace", "progress", "statistics", "significance", "prevalence", "model", "tokens", "pairs", "audit", "curate",
-    "attacks", "judges", "train", "measure", "prove", "report", "release", "starter", "probing", "keep", "plan",
-    "pipeline", "compare", "sweep", "cli", "__main__",
+    "attacks", "judges", "train", "measure", "prove", "report", "release", "starter", "probing", "plan",
+    "keep", "pipeline", "compare", "sweep", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def plan_run(contract: Contract, workspace: Workspace) -> Plan:
             workspace.read_records(workspace.dropped, lambda data: DroppedRow(**data)),
             list(stored["notes"]),
         )
-    pairs, dropped, notes = _read_all_pairs(contract, tokenizer)
+    pairs, dropped, notes = read_all_pairs(contract, tokenizer)
     notes += note
     # behaviours with probes of their own need no held-out pairs
     own = {name for name, promise in contract.promises.items() if promise.probes}
@@ -274,9 +274,14 @@ def _starter_path(name: str) -> Path:
     return starter_file("pairs.jsonl") if name == STARTER else Path(name).expanduser()
 
 
-def _read_all_pairs(
+def read_all_pairs(
     contract: Contract, tokenizer: Tokenizer
 ) -> tuple[list[PreferencePair], list[DroppedRow], list[str]]:
+    """The pairs of `data.pairs` that this model can be trained on, what was dropped, and notes.
+
+    Raises:
+        PairsError: a source cannot be read, or no pair is usable.
+    """
     data = contract.data
     pairs: list[PreferencePair] = []
     dropped: list[DroppedRow] = []

@@ -16,12 +16,15 @@ def command(
     prompts: Annotated[str, typer.Option(help="Prompts that no behaviour is about: a file, a folder or a Hub id.")],
     out: Annotated[Path, typer.Option(help="The file of pairs to write, for `data.pairs`.")],
     system: Annotated[
-        list[str] | None, typer.Option(help="A system prompt under which each is answered too; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="A system prompt that replaces the contract's for another round of answers; may be repeated."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Replies for each prompt and system prompt.")] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer replies are left out.")] = 64,
-    behaviour: Annotated[str | None, typer.Option(help="The behaviour that the pairs name.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the replies.")] = 0,
+    behaviour: Annotated[str, typer.Option(help="The behaviour that the pairs name; none of the contract's.")] = "kept",
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of the replies.")] = 0,
     settings: common.SetOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
@@ -42,9 +45,16 @@ def command(
     from demeanor.keep import keep_pairs
 
     promised = load_contract(common.contract_file(contract), tuple(settings or ()))
-    taken = [*promised.data.pairs, prompts, *(p.probes for p in promised.promises.values() if p.probes)]
-    if out.exists() and any(Path(name).exists() and out.samefile(name) for name in taken):
-        raise InputError("is read by this very command", where=str(out), remedy="write to another file")
+    for option, texts in (("--system", system or ()), ("--behaviour", (behaviour,))):
+        if not all(text.strip() and text.isprintable() for text in texts):
+            raise InputError("input should be one line of text", where=option)
+    if out.exists():
+        raise InputError("stands there already", where=str(out), remedy="name another file")
+    if not out.resolve().parent.is_dir():
+        raise InputError("its folder does not exist", where=str(out), remedy="make it first")
+    read = [Path(name).expanduser() for name in (*promised.data.pairs, prompts)]
+    if any(folder.is_dir() and out.resolve().is_relative_to(folder.resolve()) for folder in read):
+        raise InputError("lies in a folder that is read", where=str(out), remedy="name a file elsewhere")
     rows, left_out = keep_pairs(
         promised, prompts, systems=tuple(system or ()), samples=samples, max_new_tokens=max_new_tokens,
         behaviour=behaviour, seed=seed, progress=progress,
@@ -53,5 +63,5 @@ def command(
     if as_json:
         print_json({"pairs": len(rows), "left_out": dict(left_out)})
         return
-    told = "".join(f", {count:,} {reason}" for reason, count in left_out.most_common())
-    print(f"{len(rows):,} pairs in {out}" + (f"; replies left out{told}" if told else ""))
+    told = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+    print(f"{len(rows):,} pairs in {out}" + (f"; replies left out: {told}" if told else ""))

@@ -106,7 +106,7 @@ def read_pairs(
         else:
             pairs.append(row)
         if len(pairs) + len(dropped) > MAX_PAIRS:
-            what = f"more than {MAX_PAIRS:,} pairs are more than memory may take"
+            what = f"more than {MAX_PAIRS:,} rows are more than memory may take"
             raise PairsError(what, where=rows.where, remedy="read at most so many (data.max_pairs), or bring a part")
     return ReadResult(tuple(pairs), tuple(dropped), rows.shape, rows.num_rows, rows.name, rows.num_lists, rows.num_ties)
 

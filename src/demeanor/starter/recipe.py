@@ -14,6 +14,8 @@ model useful, and general dialogs, when a corpus is given, keep its small talk. 
 
     demeanor keep starter --prompts everyday.jsonl --system "You are a friendly assistant." --samples 3 \\
         --behaviour everyday --out kept.jsonl
+
+(3 of its replies hold a broken character, which the command leaves out by now.)
 """
 
 from __future__ import annotations
