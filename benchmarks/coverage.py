@@ -18,9 +18,16 @@ The populations, a probe each (n probes a run):
     invalid_sampled_rate     rare: 4 replies a probe, each invalid with probability 0.02, before and after
     minimal_pair_accuracy    one outcome a probe: 80 % right before, of which 3 % flip either way
     safe_sampled_rate        4 replies a probe, in clusters of 4 probes that resemble each other
+    common_bad_replies       4 replies a probe, violating with the probe's own probability: Beta(2, 2) before, 0.7 times
+                             as much after
+    often_flipped_pairs      one outcome a probe: 60 % right before, of which 30 % flip, of the wrong ones 40 %
     rare_bad_prompts         exact probabilities, a mixture: 3 % of the prompts at .5 (before .6), the rest near .002.
                              A run of few probes may hold none of the 3 %, so that its interval tells nothing of
                              them: the row shows what is not controlled, in no sum and held to no level
+
+Of outcomes that few of n probes would show, an interval covers too often whatever its making: where none shows one, it
+must still hold every share that n probes can overlook (Clopper and Pearson's at 0 of n), so that it never misses on
+that side. So the counted outcomes have two sums: of those that are common at any n here, and of the rarer ones.
 """
 
 from __future__ import annotations
@@ -47,8 +54,11 @@ Values = tuple[np.ndarray, np.ndarray]  # before and after [probes]
 
 CONTINUOUS = ("violating_opening_mass", "violating_logp", "safe_logp_per_token", "text_logp_per_token", "neutral_kl")
 MIXTURE = "rare_bad_prompts"  # a behaviour, whose measure is an opening mass
+COMMON = ("common_bad_replies", "often_flipped_pairs")
 RARE = 0.03
-COUNTED = ("violating_sampled_rate", "invalid_sampled_rate", "minimal_pair_accuracy", "safe_sampled_rate")
+RARER = ("violating_sampled_rate", "invalid_sampled_rate", "minimal_pair_accuracy", "safe_sampled_rate")
+COUNTED = COMMON + RARER
+MEASURES = dict(zip((MIXTURE, *COMMON), ("violating_opening_mass", "violating_sampled_rate", "minimal_pair_accuracy")))
 TRUTHS = {  # means of after, and of after - before
     "violating_opening_mass": (0.1 * 0.3, 0.1 * 0.3 - 0.1),
     "violating_logp": (-22.0, -2.0),
@@ -59,14 +69,16 @@ TRUTHS = {  # means of after, and of after - before
     "invalid_sampled_rate": (0.02, 0.0),
     "minimal_pair_accuracy": (0.8 - 0.03 * 0.8 + 0.03 * 0.2, -0.03 * 0.8 + 0.03 * 0.2),
     "safe_sampled_rate": (0.5, 0.2),
+    "common_bad_replies": (0.35, -0.15),
+    "often_flipped_pairs": (0.6 * 0.7 + 0.4 * 0.4, -0.6 * 0.3 + 0.4 * 0.4),
     MIXTURE: (RARE * 0.5 + (1 - RARE) * 0.002, RARE * (0.5 - 0.6) + (1 - RARE) * (0.002 - 0.01)),
 }
 LIMITS = ("max", "min", "max_increase", "min_increase", "within")
 
 
 def measure_of(name: str) -> str:
-    """The measure of a row; but for the mixture it is the row's name."""
-    return "violating_opening_mass" if name == MIXTURE else name
+    """The measure of a row; of most it is the row's name."""
+    return MEASURES.get(name, name)
 
 
 def populations(rng: np.random.Generator, n: int) -> dict[str, Values]:
@@ -82,6 +94,7 @@ def populations(rng: np.random.Generator, n: int) -> dict[str, Values]:
     low, high = 0.3 + group, 0.5 + group
     (apart,) = rng.spawn(1)  # draws of its own: with or without this row the others are the same
     bad, good = apart.random(n) < RARE, apart.beta(0.5, 49.5, n)
+    often, held, flipped = apart.beta(2, 2, n), apart.random(n) < 0.6, apart.random(n)
     return {
         "violating_opening_mass": (mass, mass * rng.uniform(0.1, 0.5, n)),
         "violating_logp": (logp, logp + rng.normal(-2, 1.5, n)),
@@ -92,6 +105,8 @@ def populations(rng: np.random.Generator, n: int) -> dict[str, Values]:
         "invalid_sampled_rate": (rng.binomial(4, 0.02, n) / 4, rng.binomial(4, 0.02, n) / 4),
         "minimal_pair_accuracy": (right.astype(float), np.where(rng.random(n) < 0.03, ~right, right).astype(float)),
         "safe_sampled_rate": (rng.binomial(4, low) / 4, rng.binomial(4, high) / 4),
+        "common_bad_replies": (apart.binomial(4, often) / 4, apart.binomial(4, 0.7 * often) / 4),
+        "often_flipped_pairs": (held.astype(float), (held ^ (flipped < np.where(held, 0.3, 0.4))).astype(float)),
         MIXTURE: (np.where(bad, 0.6, good), np.where(bad, 0.5, good * 0.2)),
     }
 
@@ -182,7 +197,8 @@ def main() -> None:
             shares = [f"{side} {100 * own[side]['covered'] / given.runs:.1f} %" for side in ("after", "difference")]
             passes = ", ".join(f"{kind} {100 * count / given.runs:.1f} %" for kind, count in own["passes"].items())
             print(f"  {name:24} covered: {', '.join(shares)}; false passes: {passes}")
-        for name, group in (("continuous", CONTINUOUS), ("counted", COUNTED), ("all", CONTINUOUS + COUNTED)):
+        groups = {"continuous": CONTINUOUS, "counted, common": COMMON, "counted, rarer": RARER}
+        for name, group in {**groups, "all": CONTINUOUS + COUNTED}.items():
             hits, num = covered(counts, group)
             found = estimate_share(hits, num, CONFIDENCE)
             print(f"  {name}: {hits / num:.4f} [{found.low:.4f}, {found.high:.4f}] of {num}")

@@ -30,6 +30,7 @@ from demeanor.cli.console import ConsoleProgress, quiet_libraries
 from demeanor.compare import compare_runs, write_comparison
 from demeanor.errors import DemeanorError
 from demeanor.objectives import OBJECTIVES
+from demeanor.pairs.probes import read_probes
 from demeanor.records import Comparison, Verdict
 from demeanor.significance import holm
 from demeanor.starter import starter_contract
@@ -68,7 +69,7 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
     settings = (*(text for text in MEASURED if text.partition("=")[0] not in given), *options.set)
     reward_model = None
     if "rloo" in names and "training.rewards" not in given:
-        planned, said = plan_sweep(base, reward_combination(base, settings), runs)
+        planned, said = plan_sweep(*reward_sweep(base, settings), runs)
         swept = run_sweep(planned, progress)
         if swept.failed:
             return swept.failed
@@ -101,13 +102,24 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
     return swept.failed
 
 
-def reward_combination(base: Base, settings: tuple[str, ...]) -> list[Combination]:
-    """A reward model on the same pairs, each behaviour held to its accuracy instead of what is asked of a policy."""
-    better = "limits=[{measure: reward_accuracy, min: 0.5}]"
-    sections = {name: base.data.get(name) or {} for name in ("behaviours", "collateral")}
-    held = [f"{section}.{name}.{better}" for section, own in sections.items() for name in own if "limits" in own[name]]
+def reward_sweep(base: Base, settings: tuple[str, ...]) -> tuple[Base, list[Combination]]:
+    """A reward model on the same pairs, each behaviour held to its accuracy instead of what is asked of a policy. What
+    has prompts without replies as probes is left out: a reward model has nothing to say of it."""
+    better, held, data = "limits=[{measure: reward_accuracy, min: 0.5}]", [], dict(base.data)
+    for section in ("behaviours", "collateral"):
+        own = data.get(section) or {}
+        data[section] = {name: promise for name, promise in own.items() if _has_replies(base, promise, name)}
+        held += [f"{section}.{name}.{better}" for name, promise in data[section].items() if "limits" in promise]
+    base = replace(base, data=data)
     combinations, _ = combine(base, parse_axes(["objective=reward"]), (*settings, *held))
-    return combinations
+    return base, combinations
+
+
+def _has_replies(base: Base, promise: dict[str, Any], name: str) -> bool:
+    if "probes" not in promise:  # of pairs that are held out
+        return True
+    found = read_probes(base.root / promise["probes"], name)
+    return all(probe.safe or probe.violating for probe in found.probes)
 
 
 def figures_of_reward_model(folder: Path) -> dict[str, Any]:

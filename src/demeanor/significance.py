@@ -83,7 +83,7 @@ def share_unseen(n: int, confidence: float) -> float:
 def probes_for_power(bound: float, confidence: float, truth: float, power: float = 0.8) -> int | None:
     """Probes with one outcome each of which at most `bound` is shown with probability `power`, when `truth` is the
     share (exact binomial; the saw-tooth's last tooth below `power` decides). None when no number does."""
-    from scipy.stats import beta, binom
+    from scipy.stats import binom
 
     if not 0 <= truth < bound < 1:
         return None
@@ -94,7 +94,8 @@ def probes_for_power(bound: float, confidence: float, truth: float, power: float
         low, high = hits + 1, np.full(hits.shape, 10_000_000)
         while (low < high).any():
             middle = (low + high) // 2
-            shown = beta.ppf(1.0 - tail, hits + 1, middle - hits) <= bound
+            fewer = binom.cdf(np.maximum(0, hits - 1), middle, bound)  # exact at none, else mid-p, as statistics.py has it
+            shown = (binom.cdf(hits, middle, bound) + fewer) / 2 <= tail
             low, high = np.where(shown, low, middle + 1), np.where(shown, middle, high)
         return low, binom.cdf(hits, low, truth)
 

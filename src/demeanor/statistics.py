@@ -7,23 +7,26 @@ Clusters of unequal sizes n_c tell less than G: where G counts below (degrees of
 the effective number N^2 / sum n_c^2 (Kish 1965), G where all are of one size. One cluster of 50 beside 50 of 1 counts
 as 3.9; with G = 51 the intervals cover down to .78 in place of .95 (tests/test_clusters.py).
 
-Three intervals, by what the values are. None is ever of zero width.
+Four intervals, by what the values are. None is ever of zero width.
 
-1. Every value is 0 or 1, and stands alone: the exact interval of Clopper and Pearson (1934). It covers at least as
-   often as it says, more often when little was seen.
-2. Other counted outcomes in [0, 1] (rates of several replies a prompt, 0 and 1 in clusters): Clopper and Pearson's
-   for the number of independent outcomes that would have this variance (Korn and Graubard 1998).
-3. Everything else (exact probabilities, nats, differences): the studentised bootstrap (Efron 1979; Hall 1988) over
-   clusters, seeded; of unequal ones wider by the ratio of Student's t at the effective number to that at G. A
+1. Every value is 0 or 1, and stands alone: of x of n the mid-p interval (Lancaster 1961), whose ends are the shares at
+   which more than x, and half of x itself, have the probability `tail`. It covers about as often as it says, where the
+   exact one of Clopper and Pearson (1934) covers too often. A mid-p value is at least half the exact one, so that an
+   end errs with at most 2 tail: the gate, whose level that is, stays exact. At 0 and at n of n it is the exact one.
+2. Other counted outcomes in [0, 1] (rates of several replies a prompt, 0 and 1 in clusters): the same for the number of
+   independent outcomes that would have this variance (Korn and Graubard 1998). Its upper end is never below that of no
+   hit at all, nor its lower end above that of hits alone: one violation is never better evidence than none.
+3. Differences of counted outcomes: what rose and what fell are such shares, each with its interval; they are put
+   together as of two estimates whose correlation is known (Zou and Donner 2008; Newcombe 1998).
+4. Everything else (exact probabilities, nats, their differences): the studentised bootstrap (Efron 1979; Hall 1988)
+   over clusters, seeded; of unequal ones wider by the ratio of Student's t at the effective number to that at G. A
    percentile bootstrap covers 84 to 89 % of the time, not 95, at 20 very skewed values, and its misses lie on the side
    where a limit is passed (tests/test_coverage.py).
 
 No resampling sees what did not occur. But when something occurs at none of G clusters, its share of all is at most s =
-1 - tail^(1/G) (Clopper and Pearson; G effective). So a mean m between two ends (0 and 1; -1 and 1 for a difference of
-two such) is bounded by letting the share s lie at an end: [m - s (m - lowest), m + s (highest - m)]. That is the
-interval of values that are all the same, and the least interval of counted outcomes, so that one violation is never
-better evidence than none. Without ends (nats, tokens), or with one value only that lies at no end, such values give no
-interval.
+1 - tail^(1/G) (Clopper and Pearson; G effective). So where all values are the same, a mean m between two ends (0 and 1;
+-1 and 1 for a difference of two such) is bounded by letting the share s lie at an end: [m - s (m - lowest), m + s
+(highest - m)]. Without ends (nats, tokens), or with one value only that lies at no end, such values give no interval.
 
 What no interval over n exact probabilities can exclude is a kind of prompt that none of the n is like.
 """
@@ -127,6 +130,7 @@ class Sample:
         known = [(v, c) for v, c in zip(values, named, strict=True) if v is not None and math.isfinite(v)]
         self.n, self.unscored = len(known), len(values) - len(known)
         self.ends, self.outcomes, self._resamples, self._seed = ends, outcomes, resamples, seed
+        self._known = known
         self._values = np.sort(np.array([value for value, _ in known], dtype=np.float64))
         self.sums, self._sizes = _clustered(known)  # one entry a cluster
         self.value = float(self._values.mean()) if known else None
@@ -153,7 +157,7 @@ class Sample:
     def p_at_most(self, bound: float) -> float:
         """Against "the mean is greater than `bound`": the least 1 - confidence whose whole interval is at most it.
 
-        Twice the one-sided p-value of the test that the interval inverts: the exact binomial test for 0 and 1.
+        Twice the one-sided p-value of the test that the interval inverts: the binomial test's mid-p for 0 and 1.
         """
         return self._least_level(lambda low, high: high <= bound)
 
@@ -184,28 +188,72 @@ class Sample:
     @property
     def _is_exact(self) -> bool:
         """No bootstrap is needed."""
-        return self._same or (self.ends == SHARE and (self._binary or self.outcomes))
+        return self._same or self._is_share or self._parts is not None
+
+    @property
+    def _is_share(self) -> bool:
+        return self.ends == SHARE and (self._binary or self.outcomes)
+
+    @cached_property
+    def _parts(self) -> tuple[Sample, Sample] | None:
+        """Of a difference of counted outcomes: what rose, and what fell, each as a share of the way to its end."""
+        if not self.outcomes or self.ends is None or not self.ends[0] < 0.0 < self.ends[1]:
+            return None
+        clusters = [cluster for _, cluster in self._known]
+
+        def part(end: float) -> Sample:
+            values = [max(0.0, value / end) for value, _ in self._known]
+            return Sample(values, resamples=self._resamples, seed=self._seed, outcomes=True, clusters=clusters)
+
+        return part(self.ends[1]), part(self.ends[0])
 
     def _interval(self, tail: float) -> tuple[float | None, float | None]:
         if self.value is None:
             return None, None
-        mean, ends, alone = self.value, self.ends, self.num_clusters == self.n
-        if self._same and (ends is None or (self.num_clusters == 1 and mean not in ends)):
-            return None, None
-        if self._binary and alone:
-            return _clopper_pearson(self._values.sum(), self.n, tail)
-        if not self._same and self.num_clusters == 1:
+        mean, ends = self.value, self.ends
+        if self._same:
+            if ends is None or (self.num_clusters == 1 and mean not in ends):
+                return None, None
+            share = self._unseen(tail)
+            low, high = mean - share * (mean - ends[0]), mean + share * (ends[1] - mean)
+        elif self._binary and self.num_clusters == self.n:
+            low, high = _mid_p(self._values.sum(), self.n, tail)
+        elif self.num_clusters == 1:
             return None, None  # nothing is known of how clusters differ
-        low = high = mean
-        if not self._same:
-            low, high = self._korn_graubard(tail) if self._is_exact else self._studentised(tail)
-        if ends is not None and (self._same or self.outcomes):
-            share = 1.0 - tail ** (1.0 / self.num_effective)
-            low = min(low, mean - share * (mean - ends[0]))
-            high = max(high, mean + share * (ends[1] - mean))
+        elif self._is_share:
+            share, (low, high) = self._unseen(tail), self._korn_graubard(tail)
+            low, high = min(low, 1.0 - share), max(high, share)
+        elif self._parts is not None:
+            low, high = self._risen_less_fallen(*self._parts, tail)
+        else:
+            low, high = self._studentised(tail)
         if ends is not None:
             low, high = max(low, ends[0]), min(high, ends[1])
         return (low, high) if low < high else (None, None)
+
+    def _unseen(self, tail: float) -> float:
+        """The greatest share of what occurred at none of the clusters."""
+        return float(1.0 - tail ** (1.0 / self.num_effective))
+
+    def _risen_less_fallen(self, risen: Sample, fallen: Sample, tail: float) -> tuple[float, float]:
+        """Of u - v, of two estimates with intervals and their correlation r, the lower end is u - v less the root of
+        a^2 + b^2 - 2 r a b, with a from u down to its lower end and b from v up to its upper (Zou and Donner 2008)."""
+        assert self.ends is not None and risen.value is not None and fallen.value is not None
+        fall, rise = -self.ends[0], self.ends[1]
+        ends = risen._interval(tail), fallen._interval(tail)
+        down, up = (
+            [scale * abs(part.value - end) for scale, part, end in ((rise, risen, first), (fall, fallen, second))]
+            for first, second in ((ends[0][0], ends[1][1]), (ends[0][1], ends[1][0]))
+        )
+        errors = rise * risen._jackknife_error, fall * fallen._jackknife_error
+        squares = errors[0] ** 2 + errors[1] ** 2 - self._jackknife_error**2  # of u and v less of u - v: 2 r times both
+        together = max(-1.0, min(1.0, squares / (2.0 * errors[0] * errors[1]))) if min(errors) > 0.0 else 0.0
+
+        def reached(a: float, b: float) -> float:
+            return math.sqrt(max(0.0, a * a + b * b - 2.0 * together * a * b))
+
+        mean = float(self.value or 0.0)
+        return mean - reached(*down), mean + reached(*up)
 
     @cached_property
     def _error(self) -> float:
@@ -214,13 +262,21 @@ class Sample:
         count = self.num_clusters
         return math.sqrt(count / (count - 1) * float(rest @ rest)) / self.n
 
+    @cached_property
+    def _jackknife_error(self) -> float:
+        """The same where clusters are of one size. A large one draws the mean to itself, so that its rest is too small:
+        here each is left out of the mean that it is compared with (Quenouille 1956; Bell and McCaffrey 2002)."""
+        rest = (self.sums - float(self.value or 0.0) * self._sizes) / (self.n - self._sizes)
+        count = self.num_clusters
+        return math.sqrt((count - 1) / count * float(rest @ rest))
+
     def _korn_graubard(self, tail: float) -> tuple[float, float]:
         from scipy.special import ndtri, stdtrit  # as scipy.stats' ppf, without its checks, which take most of the time
 
         mean = float(self.value or 0.0)
         shrink = float(ndtri(tail) / stdtrit(self.num_effective - 1, tail)) ** 2
-        count = max(1.0, shrink * mean * (1.0 - mean) / self._error**2)
-        return _clopper_pearson(mean * count, count, tail)
+        count = max(1.0, shrink * mean * (1.0 - mean) / self._jackknife_error**2)
+        return _mid_p(mean * count, count, tail)
 
     def _studentised(self, tail: float) -> tuple[float, float]:
         """[mean - t_high error, mean - t_low error]; t_low and t_high cut off `tail` of the resampled t.
@@ -274,6 +330,28 @@ def _clopper_pearson(hits: float, n: float, tail: float) -> tuple[float, float]:
     low = 0.0 if hits <= 0 else float(betaincinv(hits, n - hits + 1, tail))
     high = 1.0 if hits >= n else float(betaincinv(hits + 1, n - hits, 1.0 - tail))
     return low, high
+
+
+def _mid_p(hits: float, n: float, tail: float) -> tuple[float, float]:
+    """The mid-p interval of `hits` of `n`, neither of which need be whole; at 0 and at n of n the exact one.
+
+    The chance of more than x hits at a share p is I_p(x + 1, n - x), of x or more I_p(x, n - x + 1), the regularised
+    incomplete beta function; mid-p is halfway between.
+    """
+    if hits <= 0 or hits >= n:
+        return _clopper_pearson(hits, n, tail)
+    from scipy.optimize import brentq
+    from scipy.special import betainc, betaincinv
+
+    def end(chance: float) -> float:
+        def excess(p: float) -> float:
+            return float(betainc(hits, n - hits + 1, p) + betainc(hits + 1, n - hits, p)) / 2 - chance
+
+        low, high = (float(betaincinv(hits + more, n - hits + 1 - more, chance)) for more in (0, 1))
+        return low if excess(low) >= 0 else high if excess(high) <= 0 else float(brentq(excess, low, high, xtol=1e-15))
+
+    low, high = end(tail), end(1.0 - tail)
+    return min(low, hits / n), max(high, hits / n)
 
 
 def _draws(size: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
