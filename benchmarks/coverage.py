@@ -58,7 +58,11 @@ COMMON = ("common_bad_replies", "often_flipped_pairs")
 RARE = 0.03
 RARER = ("violating_sampled_rate", "invalid_sampled_rate", "minimal_pair_accuracy", "safe_sampled_rate")
 COUNTED = COMMON + RARER
-MEASURES = dict(zip((MIXTURE, *COMMON), ("violating_opening_mass", "violating_sampled_rate", "minimal_pair_accuracy")))
+MEASURES = {
+    MIXTURE: "violating_opening_mass",
+    "common_bad_replies": "violating_sampled_rate",
+    "often_flipped_pairs": "minimal_pair_accuracy",
+}
 TRUTHS = {  # means of after, and of after - before
     "violating_opening_mass": (0.1 * 0.3, 0.1 * 0.3 - 0.1),
     "violating_logp": (-22.0, -2.0),

@@ -92,7 +92,7 @@ def test_so_does_that_of_a_paired_difference_of_outcomes() -> None:
         above = chance[ends[:, 0] > up - down + 1e-12].sum()
         assert max(below, above) < LEVEL, (up, down)
         covers.append(1 - below - above)
-    assert 0.94 <= min(covers) and np.mean(covers) <= 0.975
+    assert min(covers) >= 0.94 and np.mean(covers) <= 0.975
 
 
 def _ends(values: list[float], ends: tuple[float, float]) -> tuple[float, float]:

@@ -94,7 +94,8 @@ def probes_for_power(bound: float, confidence: float, truth: float, power: float
         low, high = hits + 1, np.full(hits.shape, 10_000_000)
         while (low < high).any():
             middle = (low + high) // 2
-            fewer = binom.cdf(np.maximum(0, hits - 1), middle, bound)  # exact at none, else mid-p, as statistics.py has it
+            # exact at none, else mid-p, as the intervals of statistics.py
+            fewer = binom.cdf(np.maximum(0, hits - 1), middle, bound)
             shown = (binom.cdf(hits, middle, bound) + fewer) / 2 <= tail
             low, high = np.where(shown, low, middle + 1), np.where(shown, middle, high)
         return low, binom.cdf(hits, low, truth)
