@@ -238,22 +238,25 @@ class Sample:
     def _risen_less_fallen(self, risen: Sample, fallen: Sample, tail: float) -> tuple[float, float]:
         """Of u - v, of two estimates with intervals and their correlation r, the lower end is u - v less the root of
         a^2 + b^2 - 2 r a b, with a from u down to its lower end and b from v up to its upper (Zou and Donner 2008)."""
-        assert self.ends is not None and risen.value is not None and fallen.value is not None
-        fall, rise = -self.ends[0], self.ends[1]
-        ends = risen._interval(tail), fallen._interval(tail)
-        down, up = (
-            [scale * abs(part.value - end) for scale, part, end in ((rise, risen, first), (fall, fallen, second))]
-            for first, second in ((ends[0][0], ends[1][1]), (ends[0][1], ends[1][0]))
+        mean, (least, most) = self.value or 0.0, self.ends or SHARE
+        (u_down, u_up), (v_down, v_up) = (
+            (scale * down, scale * up)
+            for scale, (down, up) in ((most, risen._reach(tail)), (-least, fallen._reach(tail)))
         )
-        errors = rise * risen._jackknife_error, fall * fallen._jackknife_error
-        squares = errors[0] ** 2 + errors[1] ** 2 - self._jackknife_error**2  # of u and v less of u - v: 2 r times both
-        together = max(-1.0, min(1.0, squares / (2.0 * errors[0] * errors[1]))) if min(errors) > 0.0 else 0.0
+        u, v = most * risen._jackknife_error, -least * fallen._jackknife_error
+        product = (u * u + v * v - self._jackknife_error**2) / 2  # r u v, by the variance of u - v
 
-        def reached(a: float, b: float) -> float:
+        def joined(a: float, b: float) -> float:
+            together = max(-1.0, min(1.0, product / (u * v))) if u * v > 0.0 else 0.0
             return math.sqrt(max(0.0, a * a + b * b - 2.0 * together * a * b))
 
-        mean = float(self.value or 0.0)
-        return mean - reached(*down), mean + reached(*up)
+        return mean - joined(u_down, v_up), mean + joined(u_up, v_down)
+
+    def _reach(self, tail: float) -> tuple[float, float]:
+        """How far below and above the mean the interval ends; there must be one."""
+        low, high = self._interval(tail)
+        assert self.value is not None and low is not None and high is not None
+        return self.value - low, high - self.value
 
     @cached_property
     def _error(self) -> float:
