@@ -45,6 +45,8 @@ Ends = tuple[float, float]
 SHARE: Ends = (0.0, 1.0)  # a probability or a rate
 _BLOCK = 2_000_000  # drawn values held in memory at a time
 _ROUNDING = 1e-12  # values that differ by less, in relation to the largest, are the same
+_MOST_OUTCOMES = 100  # that a rate is thought to be of
+_WHOLE = 1e-9
 _LEAST_TAIL = 1e-12  # the smallest that an exact interval is asked for
 
 
@@ -278,8 +280,16 @@ class Sample:
 
         mean = float(self.value or 0.0)
         shrink = float(ndtri(tail) / stdtrit(self.num_effective - 1, tail)) ** 2
-        count = max(1.0, shrink * mean * (1.0 - mean) / self._jackknife_error**2)
+        count = min(self._num_outcomes, max(1.0, shrink * mean * (1.0 - mean) / self._jackknife_error**2))
         return _mid_p(mean * count, count, tail)
+
+    @cached_property
+    def _num_outcomes(self) -> float:
+        """How many outcomes the values are rates of, as far as they tell. Prompts differ, so that the mean of their
+        rates varies no less than the share of so many independent outcomes: where it seems to, that is chance."""
+        counts = ((number, number * self._values) for number in range(1, _MOST_OUTCOMES))
+        found = (number for number, hits in counts if (np.abs(hits - np.round(hits)) < _WHOLE).all())
+        return float(self.n * next(found, _MOST_OUTCOMES))
 
     def _studentised(self, tail: float) -> tuple[float, float]:
         """[mean - t_high error, mean - t_low error]; t_low and t_high cut off `tail` of the resampled t.
