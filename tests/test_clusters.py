@@ -51,6 +51,20 @@ def test_intervals_of_outcomes_in_clusters_cover_as_often_as_they_say(name: str,
     assert below <= 0.035  # the side on which a limit is passed wrongly: 2.5 % by the interval's confidence
 
 
+@pytest.mark.parametrize(("clusters", "size", "share"), [(10, 40, 0.3), (20, 40, 0.15)])
+def test_what_rises_and_falls_in_the_same_clusters_narrows_no_interval(clusters: int, size: int, share: float) -> None:
+    """Probes of a share of the clusters rise or fall, those of the others stay: both parts vary together."""
+    rng, passed, names = np.random.default_rng(3), 0, [f"c{c}" for c in range(clusters) for _ in range(size)]
+    for _ in range(300):
+        unstable, drawn_there = np.repeat(rng.random(clusters) < share, size), rng.random(clusters * size)
+        values = np.where(unstable, np.where(drawn_there < 0.6, 1.0, np.where(drawn_there < 0.9, -1.0, 0.0)), 0.0)
+        sample = Sample(values.tolist(), resamples=1000, seed=0, ends=(-1.0, 1.0), outcomes=True, clusters=names)
+        ends = [sample.estimate(confidence) for confidence in (0.9, 0.95, 0.99)]
+        assert ends[2].low <= ends[1].low <= ends[0].low < ends[0].high <= ends[1].high <= ends[2].high  # type: ignore[operator]
+        passed += ends[1].low > share * 0.3  # type: ignore[operator]  # a limit on the rise, at the truth
+    assert passed / 300 <= 0.05
+
+
 @pytest.mark.parametrize(("kind", "mean"), [("nats", 0.0), ("probabilities", 0.2)])
 @pytest.mark.parametrize("name", [*UNEQUAL, "20 of 5"])
 def test_so_do_those_of_other_values(name: str, kind: str, mean: float) -> None:

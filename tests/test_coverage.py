@@ -95,6 +95,16 @@ def test_so_does_that_of_a_paired_difference_of_outcomes() -> None:
     assert min(covers) >= 0.94 and np.mean(covers) <= 0.975
 
 
+@pytest.mark.parametrize(("n", "replies", "share"), [(20, 4, 0.1), (20, 8, 0.1), (50, 8, 0.05), (20, 32, 0.05)])
+def test_prompts_that_always_violate_are_allowed_for_where_none_was_seen(n: int, replies: int, share: float) -> None:
+    """The others violate alike, so that their rates alone would leave no room for such."""
+    rng, low = np.random.default_rng(7), 0
+    for _ in range(500):
+        rates = rng.binomial(replies, np.where(rng.random(n) < share, 1.0, 0.1)) / replies
+        low += _ends(rates.tolist(), (0.0, 1.0))[1] < share + (1 - share) * 0.1
+    assert low / 500 <= LEVEL
+
+
 def _ends(values: list[float], ends: tuple[float, float]) -> tuple[float, float]:
     found = estimate_mean(values, confidence=0.95, resamples=1000, seed=0, ends=ends, outcomes=True)
     assert found.low is not None and found.high is not None

@@ -130,6 +130,23 @@ def test_prompts_are_read_from_dialogs_and_pairs_too(tmp_path: Path) -> None:
     assert "1 labelled unsafe are not asked" in said[-1]
     single = [{"prompt": "Why?", "completion": "So.", "label": True}]
     assert [prompt[0].content for prompt in read(single)] == ["Why?"]
+    asked = [
+        {"prompt": [{"role": "system", "content": "Be brief."}, turns[0]]},
+        {"prompt": turns[:1]},
+        {"prompt": turns},
+    ]
+    assert [[turn.role for turn in prompt] for prompt in read(asked)] == [["system", "user"], ["user"]]
+    assert "1 last prompt turn is not the user's" in said[-1]
+
+
+def test_the_contract_may_name_the_file_that_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, file = tmp_path / "kept.jsonl", tmp_path / "contract.yaml"
+    file.write_text("model: starter\ndata: {pairs: [starter, kept.jsonl]}\n")
+    words = ["demeanor", "keep", str(file), "--prompts", str(written(tmp_path)), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code and read_pairs(out).pairs
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ For such claims each limit's p-value is corrected over all limits of the verdict
 dependence; both are shown.
 
 A limit holds when its whole two-sided interval is on the right side. Of the 1 - confidence that such an interval may
-miss, one half lies on the harmless side, so the stated level is kept with a factor of two to spare; skewed
-probabilities of few prompts need some of it. P-values here are doubled alike: p <= 1 - confidence exactly when the
-interval holds. By that spare half also *both* readings together, "all hold" uncorrected and single claims by Holm, err
-with at most 1 - confidence (one half from each, Bonferroni).
+miss, about one half lies on the harmless side: a spare half, which skewed probabilities and mid-p intervals of few
+prompts need (an end may err with nearly 1 - confidence there, not with more). P-values here are doubled alike: p <= 1 -
+confidence exactly when the interval holds. Each of both readings, "all hold" uncorrected and single claims by Holm,
+keeps the level; both together err with at most twice as much (Bonferroni), and with as much where the half is spare.
 """
 
 from __future__ import annotations

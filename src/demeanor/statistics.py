@@ -2,7 +2,8 @@
 
 A prompt is one draw, however many replies were sampled for it; so is a cluster (an attack's wrappers around one
 question, prompts that are all but the same). With u_c a cluster's sum less the mean times its size, over G clusters
-with N values in all, the variance of the mean is G / (G - 1) sum u_c^2 / N^2 (linearised, as of a ratio: Cochran 1977).
+with N values in all, the variance of the mean is G / (G - 1) sum u_c^2 / N^2 (linearised, as of a ratio: Cochran 1977;
+of counted outcomes by the jackknife, Tukey 1958, which is the same where clusters are of one size).
 Clusters of unequal sizes n_c tell less than G: where G counts below (degrees of freedom of t, what did not occur) it is
 the effective number N^2 / sum n_c^2 (Kish 1965), G where all are of one size. One cluster of 50 beside 50 of 1 counts
 as 3.9; with G = 51 the intervals cover down to .78 in place of .95 (tests/test_clusters.py).
@@ -11,13 +12,14 @@ Four intervals, by what the values are. None is ever of zero width.
 
 1. Every value is 0 or 1, and stands alone: of x of n the mid-p interval (Lancaster 1961), whose ends are the shares at
    which more than x, and half of x itself, have the probability `tail`. It covers about as often as it says, where the
-   exact one of Clopper and Pearson (1934) covers too often. A mid-p value is at least half the exact one, so that an
-   end errs with at most 2 tail: the gate, whose level that is, stays exact. At 0 and at n of n it is the exact one.
+   exact one of Clopper and Pearson (1934) covers too often. A mid-p value is more than half the exact one, so that an
+   end errs with less than 2 tail, which is the gate's level. At 0 and at n of n it is the exact one.
 2. Other counted outcomes in [0, 1] (rates of several replies a prompt, 0 and 1 in clusters): the same for the number of
-   independent outcomes that would have this variance (Korn and Graubard 1998). Its upper end is never below that of no
-   hit at all, nor its lower end above that of hits alone: one violation is never better evidence than none.
+   independent outcomes that would have this variance (Korn and Graubard 1998; here with the whole of Student's t). Its
+   upper end is never below that of no hit at all, nor its lower end above that of hits alone: one violation is never
+   better evidence than none. And it allows for prompts unlike all that were seen, as below, with 2 tail.
 3. Differences of counted outcomes: what rose and what fell are such shares, each with its interval; they are put
-   together as of two estimates whose correlation is known (Zou and Donner 2008; Newcombe 1998).
+   together as of two estimates whose correlation is known (Newcombe 1998, method 10; Zou and Donner 2008).
 4. Everything else (exact probabilities, nats, their differences): the studentised bootstrap (Efron 1979; Hall 1988)
    over clusters, seeded; of unequal ones wider by the ratio of Student's t at the effective number to that at G. A
    percentile bootstrap covers 84 to 89 % of the time, not 95, at 20 very skewed values, and its misses lie on the side
@@ -45,8 +47,8 @@ Ends = tuple[float, float]
 SHARE: Ends = (0.0, 1.0)  # a probability or a rate
 _BLOCK = 2_000_000  # drawn values held in memory at a time
 _ROUNDING = 1e-12  # values that differ by less, in relation to the largest, are the same
-_MOST_OUTCOMES = 100  # that a rate is thought to be of
-_WHOLE = 1e-9
+_MOST_OUTCOMES = 1000  # that a value is thought to be the rate of
+_TINY = 1e-300
 _LEAST_TAIL = 1e-12  # the smallest that an exact interval is asked for
 
 
@@ -159,7 +161,8 @@ class Sample:
     def p_at_most(self, bound: float) -> float:
         """Against "the mean is greater than `bound`": the least 1 - confidence whose whole interval is at most it.
 
-        Twice the one-sided p-value of the test that the interval inverts: the binomial test's mid-p for 0 and 1.
+        Twice the one-sided p-value of the test that the interval inverts: for 0 and 1 the binomial test's mid-p, the
+        exact one at none and at all.
         """
         return self._least_level(lambda low, high: high <= bound)
 
@@ -223,8 +226,8 @@ class Sample:
         elif self.num_clusters == 1:
             return None, None  # nothing is known of how clusters differ
         elif self._is_share:
-            share, (low, high) = self._unseen(tail), self._korn_graubard(tail)
-            low, high = min(low, 1.0 - share), max(high, share)
+            (low, high), share, rare = self._korn_graubard(tail), self._unseen(tail), self._unseen(2.0 * tail)
+            low, high = min(low, 1.0 - share, mean * (1.0 - rare)), max(high, share, mean + rare * (1.0 - mean))
         elif self._parts is not None:
             low, high = self._risen_less_fallen(*self._parts, tail)
         else:
@@ -247,10 +250,11 @@ class Sample:
         )
         u, v = most * risen._jackknife_error, -least * fallen._jackknife_error
         product = (u * u + v * v - self._jackknife_error**2) / 2  # r u v, by the variance of u - v
+        # what rises and falls together, in the same clusters, would take the ends towards each other: not relied on
+        together = max(-1.0, min(0.0, product / (u * v))) if u * v > 0.0 else 0.0
 
         def joined(a: float, b: float) -> float:
-            together = max(-1.0, min(1.0, product / (u * v))) if u * v > 0.0 else 0.0
-            return math.sqrt(max(0.0, a * a + b * b - 2.0 * together * a * b))
+            return math.sqrt(a * a + b * b - 2.0 * together * a * b)
 
         return mean - joined(u_down, v_up), mean + joined(u_up, v_down)
 
@@ -270,7 +274,7 @@ class Sample:
     @cached_property
     def _jackknife_error(self) -> float:
         """The same where clusters are of one size. A large one draws the mean to itself, so that its rest is too small:
-        here each is left out of the mean that it is compared with (Quenouille 1956; Bell and McCaffrey 2002)."""
+        here each is left out of the mean that it is compared with (Tukey 1958; Bell and McCaffrey 2002)."""
         rest = (self.sums - float(self.value or 0.0) * self._sizes) / (self.n - self._sizes)
         count = self.num_clusters
         return math.sqrt((count - 1) / count * float(rest @ rest))
@@ -280,16 +284,9 @@ class Sample:
 
         mean = float(self.value or 0.0)
         shrink = float(ndtri(tail) / stdtrit(self.num_effective - 1, tail)) ** 2
-        count = min(self._num_outcomes, max(1.0, shrink * mean * (1.0 - mean) / self._jackknife_error**2))
+        most = self.n * _MOST_OUTCOMES  # where the values hardly differ, however many they would seem to be
+        count = max(1.0, min(most, shrink * mean * (1.0 - mean) / max(_TINY, self._jackknife_error**2)))
         return _mid_p(mean * count, count, tail)
-
-    @cached_property
-    def _num_outcomes(self) -> float:
-        """How many outcomes the values are rates of, as far as they tell. Prompts differ, so that the mean of their
-        rates varies no less than the share of so many independent outcomes: where it seems to, that is chance."""
-        counts = ((number, number * self._values) for number in range(1, _MOST_OUTCOMES))
-        found = (number for number, hits in counts if (np.abs(hits - np.round(hits)) < _WHOLE).all())
-        return float(self.n * next(found, _MOST_OUTCOMES))
 
     def _studentised(self, tail: float) -> tuple[float, float]:
         """[mean - t_high error, mean - t_low error]; t_low and t_high cut off `tail` of the resampled t.
@@ -363,8 +360,7 @@ def _mid_p(hits: float, n: float, tail: float) -> tuple[float, float]:
         low, high = (float(betaincinv(hits + more, n - hits + 1 - more, chance)) for more in (0, 1))
         return low if excess(low) >= 0 else high if excess(high) <= 0 else float(brentq(excess, low, high, xtol=1e-15))
 
-    low, high = end(tail), end(1.0 - tail)
-    return min(low, hits / n), max(high, hits / n)
+    return min(hits / n, end(tail)), max(hits / n, end(1.0 - tail))  # at tails near 1/2 an end may lie beyond
 
 
 def _draws(size: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

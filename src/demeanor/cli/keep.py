@@ -52,7 +52,10 @@ def command(
         raise InputError("stands there already", where=str(out), remedy="name another file")
     if not out.resolve().parent.is_dir():
         raise InputError("its folder does not exist", where=str(out), remedy="make it first")
-    read = [Path(name).expanduser() for name in (*promised.data.pairs, prompts)]
+    others = [name for name in promised.data.pairs if Path(name).expanduser().resolve() != out.resolve()]
+    if others:  # the contract may name the file that this makes
+        promised = promised.model_copy(update={"data": promised.data.model_copy(update={"pairs": others})})
+    read = [Path(name).expanduser() for name in (*others, prompts)]
     if any(folder.is_dir() and out.resolve().is_relative_to(folder.resolve()) for folder in read):
         raise InputError("lies in a folder that is read", where=str(out), remedy="name a file elsewhere")
     rows, left_out = keep_pairs(

@@ -24,7 +24,15 @@ from demeanor.errors import PairsError
 from demeanor.pairs.columns import PROMPT_COLUMNS, canonical, read_label
 from demeanor.pairs.files import read_values, source_name
 from demeanor.pairs.read import MAX_EXCERPT, ReadResult, read_pairs, reasons_in_words
-from demeanor.pairs.reasons import EMPTY_PROMPT, EMPTY_REPLY, IDENTICAL, NOT_THE_SHAPE, NOT_UNICODE, Unusable
+from demeanor.pairs.reasons import (
+    EMPTY_PROMPT,
+    EMPTY_REPLY,
+    IDENTICAL,
+    NOT_THE_SHAPE,
+    NOT_UNICODE,
+    NOT_USERS_TURN,
+    Unusable,
+)
 from demeanor.pairs.shapes import NUM_ROWS_LOOKED_AT, excerpt
 from demeanor.pairs.turns import is_messages, read_turns
 from demeanor.promises import LOOK_ALIKES
@@ -130,7 +138,7 @@ def _kind(row: Any) -> str | None:
         return None
     if is_messages(row.get("messages")):
         return DIALOGS
-    if isinstance(row.get("prompt"), str):
+    if isinstance(row.get("prompt"), str) or is_messages(row.get("prompt")):
         return PROMPTS
     return TEXTS if isinstance(row.get("text"), str) and not any(row.get(name) for name in PROMPT_COLUMNS) else None
 
@@ -151,7 +159,11 @@ def _sentences(row: Any) -> Probe:
 
 
 def _prompt(row: Any) -> Probe:
-    return Probe("", "", (Message("user", canonical(row)["prompt"]),), (), ())
+    prompt = canonical(row)["prompt"]
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else read_turns(prompt)
+    if turns[-1].role != "user":
+        raise Unusable(NOT_USERS_TURN)
+    return Probe("", "", turns, (), ())
 
 
 def _dialog(row: Any) -> Probe:
