@@ -107,7 +107,9 @@ def _row(run: RunResult, compared: RunsCompared) -> RunView:
     hours = usage.hours
     return RunView(
         name=run.name,
-        settings=", ".join(f"{key} {number(value)}" for key, value in run.settings.items() if value not in (None, [], {})),
+        settings=", ".join(
+            f"{key} {number(value)}" for key, value in run.settings.items() if value not in (None, [], {})
+        ),
         passed=run.passed,
         chosen=run.name == compared.choice.run,
         limits=f"{run.num_passed} of {run.num_limits}",
