@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import contract_of
 
 from demeanor.prove import prove_contract
@@ -70,6 +71,23 @@ def test_what_rises_and_falls_in_the_same_clusters_narrows_no_interval(clusters:
 def test_so_do_those_of_other_values(name: str, kind: str, mean: float) -> None:
     below, above = missed(name, kind, mean, 400)
     assert 1 - below - above >= 0.93 and below <= 0.045
+
+
+def test_the_error_of_unequal_clusters_is_that_of_leaving_each_out() -> None:
+    """Written out; the linearised one is half of it where one cluster holds half of all."""
+    sizes, rng = UNEQUAL["50 and 50 of 1"], np.random.default_rng(0)
+    values, names = drawn(rng, sizes, "outcomes", 0.4), np.array(CLUSTERS["50 and 50 of 1"])
+    sample = Sample(values.tolist(), resamples=1000, seed=0, outcomes=True, clusters=names.tolist())
+    left = np.array([values[names != f"c{c}"].mean() for c in range(len(sizes))])
+    error = np.sqrt((len(sizes) - 1) / len(sizes) * ((left - values.mean()) ** 2).sum())
+    assert sample._jackknife_error == pytest.approx(error) and sample._error < 0.6 * error
+    shrink = (scipy.stats.norm.ppf(0.025) / scipy.stats.t.ppf(0.025, sample.num_effective - 1)) ** 2
+    count = shrink * values.mean() * (1 - values.mean()) / error**2
+    exact = scipy.stats.beta.ppf(0.025, values.mean() * count, (1 - values.mean()) * count + 1)
+    found = sample.estimate(0.95)
+    assert (
+        found.low is not None and exact <= found.low < values.mean() - error
+    )  # mid-p: a little inside of the exact one
 
 
 def test_the_effective_number_is_that_of_clusters_of_one_size() -> None:

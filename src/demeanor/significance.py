@@ -9,9 +9,9 @@ dependence; both are shown.
 
 A limit holds when its whole two-sided interval is on the right side. Of the 1 - confidence that such an interval may
 miss, about one half lies on the harmless side: a spare half, which skewed probabilities and mid-p intervals of few
-prompts need (an end may err with nearly 1 - confidence there, not with more). P-values here are doubled alike: p <= 1 -
-confidence exactly when the interval holds. Each of both readings, "all hold" uncorrected and single claims by Holm,
-keeps the level; both together err with at most twice as much (Bonferroni), and with as much where the half is spare.
+prompts need (a mid-p end may err with nearly 1 - confidence, never with more). P-values here are doubled alike:
+p <= 1 - confidence exactly when the interval holds. Each of both readings, "all hold" uncorrected and single claims by
+Holm, keeps the level; both together err with at most twice as much (Bonferroni), with as much where the half is spare.
 """
 
 from __future__ import annotations
