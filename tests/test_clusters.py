@@ -83,11 +83,10 @@ def test_the_error_of_unequal_clusters_is_that_of_leaving_each_out() -> None:
     assert sample._jackknife_error == pytest.approx(error) and sample._error < 0.6 * error
     shrink = (scipy.stats.norm.ppf(0.025) / scipy.stats.t.ppf(0.025, sample.num_effective - 1)) ** 2
     count = shrink * values.mean() * (1 - values.mean()) / error**2
-    exact = scipy.stats.beta.ppf(0.025, values.mean() * count, (1 - values.mean()) * count + 1)
-    found = sample.estimate(0.95)
-    assert (
-        found.low is not None and exact <= found.low < values.mean() - error
-    )  # mid-p: a little inside of the exact one
+    hits, misses = values.mean() * count, (1 - values.mean()) * count
+    for end, tail in zip(sample._korn_graubard(0.025), (0.025, 0.975), strict=True):
+        more, as_many = (scipy.stats.beta.cdf(end, hits + k, misses + 1 - k) for k in (1, 0))
+        assert (more + as_many) / 2 == pytest.approx(tail)
 
 
 def test_the_effective_number_is_that_of_clusters_of_one_size() -> None:
